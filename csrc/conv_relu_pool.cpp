@@ -1,0 +1,294 @@
+// conv_relu_pool on the CPU: validate, allocate, share out the work, register. The kernels are in cpu/conv_*-inl.h.
+#include "conv_relu_pool.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/scratch.h"
+
+namespace imgfast {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+constexpr int64_t kUnitBytes = 128 << 10;  // input rows that one unit of forward work stages
+constexpr int64_t kUnitsPerThread = 4;     // so that the last ones finish together
+constexpr int64_t kWorthAThread = 1 << 16;  // multiply-adds below which a thread does not pay
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "conv_relu_pool: x must be float32, float64, bfloat16 or float16");
+  }
+}
+
+int64_t conv_size(int64_t size, int64_t filter, int64_t stride, int64_t padding, int64_t dilation) {
+  return (size + 2 * padding - dilation * (filter - 1) - 1) / stride + 1;
+}
+
+// As torch.nn.functional.max_pool2d: with ceil_mode a window must start inside the input or its left padding.
+int64_t pool_size(int64_t size, int64_t window, int64_t stride, int64_t padding, int64_t dilation, bool ceil_mode) {
+  const int64_t room = size + 2 * padding - dilation * (window - 1) - 1;
+  int64_t count = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (count - 1) * stride >= size + padding) count--;
+  return count;
+}
+
+ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
+  STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(weight.dim() == 4, "conv_relu_pool: weight must be [K, C / groups, R, S], got ", weight.dim(),
+                  " dimensions");
+  STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu(), "conv_relu_pool: x and weight must be on the CPU");
+  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "conv_relu_pool: weight must have the dtype of x");
+  STD_TORCH_CHECK(geometry.size() == kGeometrySize, "conv_relu_pool: geometry must have ", int{kGeometrySize},
+                  " numbers, got ", geometry.size());
+  const auto size_of = [&](Geometry first) {
+    STD_TORCH_CHECK(geometry[first] > 0, "conv_relu_pool: strides, dilations, groups and pool sizes must be positive");
+    return geometry[first];
+  };
+  const auto padding_of = [&](Geometry first) {
+    STD_TORCH_CHECK(geometry[first] >= 0, "conv_relu_pool: padding must not be negative, got ", geometry[first]);
+    return geometry[first];
+  };
+  ConvReLUPoolParams p{};
+  p.N = x.size(0), p.C = x.size(1), p.H = x.size(2), p.W = x.size(3);
+  p.K = weight.size(0), p.R = weight.size(2), p.S = weight.size(3);
+  p.stride_h = size_of(kStrideH), p.stride_w = size_of(kStrideW);
+  p.padding_h = padding_of(kPaddingH), p.padding_w = padding_of(kPaddingW);
+  p.dilation_h = size_of(kDilationH), p.dilation_w = size_of(kDilationW);
+  p.groups = size_of(kGroups);
+  STD_TORCH_CHECK(p.N > 0 && p.C > 0 && p.H > 0 && p.W > 0 && p.K > 0 && p.R > 0 && p.S > 0,
+                  "conv_relu_pool: no dimension of x or weight may be empty");
+  STD_TORCH_CHECK(p.K % p.groups == 0 && weight.size(1) * p.groups == p.C,
+                  "conv_relu_pool: weight must have C / groups = ", p.C / p.groups, " input channels, got ",
+                  weight.size(1));
+  p.P = conv_size(p.H, p.R, p.stride_h, p.padding_h, p.dilation_h);
+  p.Q = conv_size(p.W, p.S, p.stride_w, p.padding_w, p.dilation_w);
+  STD_TORCH_CHECK(p.P > 0 && p.Q > 0, "conv_relu_pool: the filter is larger than the padded input");
+  STD_TORCH_CHECK(geometry[kActivation] >= 0 && geometry[kActivation] <= static_cast<int>(Activation::kSiLU) &&
+                      geometry[kPool] >= 0 && geometry[kPool] <= static_cast<int>(Pool::kAvg),
+                  "conv_relu_pool: unknown activation or pool");
+  p.activation = static_cast<Activation>(geometry[kActivation]);
+  p.pool = static_cast<Pool>(geometry[kPool]);
+  p.count_include_pad = geometry[kCountIncludePad];
+  if (p.pool == Pool::kNone) {
+    p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = p.pool_dilation_h = p.pool_dilation_w = 1;
+    p.PH = p.P, p.PW = p.Q;
+    return p;
+  }
+  p.pool_h = size_of(kPoolH), p.pool_w = size_of(kPoolW);
+  p.pool_stride_h = size_of(kPoolStrideH), p.pool_stride_w = size_of(kPoolStrideW);
+  p.pool_padding_h = padding_of(kPoolPaddingH), p.pool_padding_w = padding_of(kPoolPaddingW);
+  p.pool_dilation_h = size_of(kPoolDilationH), p.pool_dilation_w = size_of(kPoolDilationW);
+  p.ceil_mode = geometry[kCeilMode];
+  p.PH = pool_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h, p.ceil_mode);
+  p.PW = pool_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w, p.ceil_mode);
+  // A window lies at least half inside, or it could have no position at all.
+  STD_TORCH_CHECK(2 * p.pool_padding_h <= p.pool_h && 2 * p.pool_padding_w <= p.pool_w,
+                  "conv_relu_pool: pool_padding must be at most half of pool_size");
+  const bool dilated = p.pool_dilation_h != 1 || p.pool_dilation_w != 1;
+  STD_TORCH_CHECK(!dilated || (p.pool == Pool::kMax && p.pool_padding_h == 0 && p.pool_padding_w == 0),
+                  "conv_relu_pool: a dilated pool must be a max pool without padding");
+  STD_TORCH_CHECK(p.PH > 0 && p.PW > 0, "conv_relu_pool: the pool is larger than the convolution's output");
+  STD_TORCH_CHECK(p.pool_h * p.pool_w <= kMaxWindow, "conv_relu_pool: a pool window has at most ", kMaxWindow,
+                  " positions");
+  return p;
+}
+
+// Whether PyTorch would call these strides channels_last (c10/core/MemoryFormat.h decides it in this order).
+bool is_channels_last(const Tensor& t) {
+  int64_t least = 0;
+  if (t.stride(1) == 0) return false;
+  for (int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d) * std::max<int64_t>(t.size(d), 1);
+  }
+  return true;
+}
+
+// The layout stock convolution answers in: channels_last if either operand is, float64 never.
+bool answers_channels_last(const Tensor& x, const Tensor& weight) {
+  return x.scalar_type() != ScalarType::Double && (is_channels_last(x) || is_channels_last(weight));
+}
+
+Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last,
+             std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::empty(
+      torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype ? *dtype : like.scalar_type(),
+      std::nullopt, std::nullopt, std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+cpu::View4 view(const Tensor& t) {
+  const auto strides = t.strides();
+  return {t.data_ptr(), {strides[0], strides[1], strides[2], strides[3]}};
+}
+
+// Buffers of the calling thread; each worker has its own for the kernel it runs.
+thread_local cpu::Scratch shared_buffer, thread_buffer;
+
+int64_t work_per_row(const ConvReLUPoolParams& p) {
+  return std::max<int64_t>(1, p.K * p.PW * p.pool_stride_h * p.pool_stride_w * p.R * p.S * (p.C / p.groups));
+}
+
+int64_t threads_for(int64_t work) {
+  return std::clamp<int64_t>(work / kWorthAThread, 1, torch::stable::get_num_threads());
+}
+
+int64_t unit_rows_for(const ConvReLUPoolParams& p, int64_t element) {
+  const int64_t wanted = kUnitsPerThread * torch::stable::get_num_threads();
+  const int64_t row_bytes = (p.W + 2 * p.padding_w) * (p.C / p.groups) * element;
+  int64_t rows = p.PH;
+  while (rows > 1 && (rows * p.pool_stride_h * p.stride_h * row_bytes > kUnitBytes ||
+                      (wanted > kUnitsPerThread && p.N * p.groups * ((p.PH + rows - 1) / rows) < wanted))) {
+    rows = (rows + 1) / 2;
+  }
+  return rows;
+}
+
+std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                          const Ints& geometry, bool save_codes) {
+  const ConvReLUPoolParams p = make_params(x, weight, geometry);
+  STD_TORCH_CHECK(!save_codes || p.pool == Pool::kMax ||
+                      (p.pool == Pool::kAvg && p.pool_h * p.pool_w <= kMaxAvgWindow),
+                  "conv_relu_pool: codes exist for max pools, and for avg pools of at most ", kMaxAvgWindow,
+                  " positions");
+  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight));
+  Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
+  std::optional<Tensor> dense_bias;
+  if (bias) {
+    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 &&
+                        bias->size(0) == p.K,
+                    "conv_relu_pool: bias must be [K = ", p.K, "] of the dtype of x");
+    dense_bias = torch::stable::contiguous(*bias);
+  }
+  cpu::ConvForwardArgs args{};
+  args.params = &p;
+  args.dtype = dtype_of(x);
+  args.x = view(x);
+  args.weight = view(weight);
+  args.bias = dense_bias ? dense_bias->data_ptr() : nullptr;
+  args.y = view(y);
+  args.codes = save_codes ? static_cast<uint8_t*>(codes.data_ptr()) : nullptr;
+  args.unit_rows = unit_rows_for(p, args.dtype == DType::kFloat64 ? 8 : 4);
+
+  const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
+  args.packed_weight = shared_buffer.reserve(kernels.forward_pack_size(args));
+  kernels.forward_pack(args);
+  const int64_t scratch = kernels.forward_scratch(args);
+  const int64_t parts = (p.PH + args.unit_rows - 1) / args.unit_rows;
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread / (work_per_row(p) / p.groups * args.unit_rows));
+  torch::stable::parallel_for(0, p.N * p.groups * parts, grain, [&](int64_t begin, int64_t end) {
+    kernels.forward(args, begin, end, thread_buffer.reserve(scratch));
+  });
+  return {y, codes};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y, const Tensor& x,
+                                                           const Tensor& weight, const std::optional<Tensor>& y,
+                                                           const std::optional<Tensor>& codes, const Ints& geometry,
+                                                           bool need_x, bool need_weight, bool need_bias) {
+  const ConvReLUPoolParams p = make_params(x, weight, geometry);
+  const auto check_output = [&](const Tensor& t, const char* name) {
+    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type() && t.dim() == 4 && t.size(0) == p.N &&
+                        t.size(1) == p.K && t.size(2) == p.PH && t.size(3) == p.PW,
+                    "conv_relu_pool: ", name, " must be [", p.N, ", ", p.K, ", ", p.PH, ", ", p.PW,
+                    "] of the dtype of x");
+  };
+  check_output(grad_y, "grad_y");
+  const bool smooth = p.activation == Activation::kSigmoid || p.activation == Activation::kTanh;
+  const bool reads_y = smooth || (p.pool == Pool::kNone && p.activation != Activation::kNone);
+  STD_TORCH_CHECK(p.activation != Activation::kGELU && p.activation != Activation::kSiLU &&
+                      !(smooth && p.pool == Pool::kAvg),
+                  "conv_relu_pool: no gradient kernel for this activation and pool");
+  if (reads_y) {
+    STD_TORCH_CHECK(y.has_value(), "conv_relu_pool: this gradient needs y");
+    check_output(*y, "y");
+  }
+  const bool reads_codes = p.pool == Pool::kMax || (p.pool == Pool::kAvg && p.activation != Activation::kNone);
+  if (reads_codes) {
+    STD_TORCH_CHECK(codes && codes->is_cpu() && codes->scalar_type() == ScalarType::Byte && codes->dim() == 4 &&
+                        codes->is_contiguous() && codes->size(0) == p.N && codes->size(1) == p.PH &&
+                        codes->size(2) == p.PW && codes->size(3) == p.K,
+                    "conv_relu_pool: this gradient needs the codes of the forward pass");
+  }
+
+  const bool channels_last = answers_channels_last(x, weight);
+  Tensor grad_x = empty(need_x ? Ints{p.N, p.C, p.H, p.W} : Ints{0}, x, need_x && channels_last);
+  Tensor grad_weight = empty(need_weight ? Ints{p.K, p.C / p.groups, p.R, p.S} : Ints{0}, x,
+                             need_weight && is_channels_last(weight));
+  Tensor grad_bias = empty({need_bias ? p.K : 0}, x, false);
+  cpu::ConvBackwardArgs args{};
+  args.params = &p;
+  args.dtype = dtype_of(x);
+  args.grad_y = view(grad_y);
+  if (reads_y) args.y = view(*y);
+  args.x = view(x);
+  args.weight = view(weight);
+  args.codes = reads_codes ? static_cast<const uint8_t*>(codes->data_ptr()) : nullptr;
+  const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
+  const int64_t rows = p.N * p.PH, slots = std::min(threads_for(rows * work_per_row(p)), rows);
+
+  if (need_x) {
+    args.grad_x = view(grad_x);
+    args.packed_weight = shared_buffer.reserve(kernels.backward_input_pack_size(args));
+    kernels.backward_input_pack(args);
+    const int64_t scratch = kernels.backward_input_scratch(args);
+    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+      kernels.backward_input(args, rows * begin / slots, rows * end / slots, thread_buffer.reserve(scratch));
+    });
+  }
+  if (need_weight || need_bias) {
+    const int64_t element = args.dtype == DType::kFloat64 ? 8 : 4;
+    const int64_t weight_bytes = need_weight ? slots * kernels.backward_weight_partial_size(args) : 0;
+    const int64_t bias_bytes = need_bias ? slots * p.K * element : 0;
+    char* partial = static_cast<char*>(shared_buffer.reserve(weight_bytes + bias_bytes));
+    std::fill_n(partial, weight_bytes + bias_bytes, 0);
+    if (need_weight) {
+      args.partial_weight = partial;
+      args.grad_weight = view(grad_weight);
+    }
+    if (need_bias) {
+      args.partial_bias = partial + weight_bytes;
+      args.grad_bias = grad_bias.data_ptr();
+    }
+    const int64_t scratch = kernels.backward_weight_scratch(args);
+    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; slot++) {
+        kernels.backward_weight(args, rows * slot / slots, rows * (slot + 1) / slots, slot,
+                                thread_buffer.reserve(scratch));
+      }
+    });
+    kernels.backward_weight_reduce(args, slots);
+  }
+  return {grad_x, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(imgfast, CPU, m) {
+  m.impl("conv_relu_pool", TORCH_BOX(&conv_relu_pool));
+  m.impl("conv_relu_pool_backward", TORCH_BOX(&conv_relu_pool_backward));
+}
+
+}  // namespace imgfast

@@ -1,0 +1,313 @@
+// Weight and bias gradient of conv_relu_pool, exact and sparse: for a fixed filter, every window contributes its gradient
+// times the input patch under the one position that the code names, so a quarter of a dense gradient's work for 2 x 2
+// windows, without a branch and without the expanded map.
+//
+// A few pooled rows at a time become one list of (place in the input strip, gradient) per filter. The taps' sums of one
+// filter and block of channels stay in registers while its list is read; the strip's block stays in L1.
+#pragma once
+
+#include "conv_gradient-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+template <class X>
+struct BackwardWeightPlan {
+  using T = typename X::T;
+  static constexpr int kStripBytes = 40 * 1024;  // of a block of channels, to stay in L1
+  static constexpr int kSums = X::kTileCols >= 12 ? 18 : 12;  // that stay in registers
+  static constexpr int kVectors = 6;                          // of a run, at a time
+
+  int64_t C, K;          // per group
+  TapRuns<X> taps;
+  int64_t width, rows, strip_rows;  // strip columns, pooled rows of a strip, their input rows
+  int64_t windows, capacity;        // of a strip; list entries of a filter
+  int64_t span_h;
+
+  explicit BackwardWeightPlan(const ConvReLUPoolParams& p)
+      : C(p.C / p.groups), K(p.K / p.groups), taps(p, C, 32) {
+    width = (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
+    span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
+    rows = 1;
+    while (rows < p.PH && input_rows(p, rows + 1) * width * taps.block * static_cast<int64_t>(sizeof(T)) <= kStripBytes) {
+      rows++;
+    }
+    strip_rows = input_rows(p, rows);
+    windows = rows * p.PW;
+    capacity = windows * (p.pool == Pool::kAvg ? p.pool_h * p.pool_w : 1);
+  }
+
+  int64_t input_rows(const ConvReLUPoolParams& p, int64_t pooled_rows) const {
+    const int64_t conv_rows = min_of((pooled_rows - 1) * p.pool_stride_h + span_h, p.P);
+    return (conv_rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+  }
+
+  int64_t strip_block() const { return round_up(strip_rows * width * taps.block + 2 * X::kLanes, 16); }
+  int64_t filter_size() const { return taps.blocks * taps.padded_filter(); }
+};
+
+template <class X>
+struct BackwardWeightScratch {
+  GradientRows<X> gradient;
+  typename X::T *strip, *value;  // [blocks][strip_rows][width][block], [K][capacity]
+  int32_t *place, *count;        // [K][capacity], [K]
+  int64_t size;
+
+  BackwardWeightScratch(const ConvReLUPoolParams& p, const BackwardWeightPlan<X>& plan, Arena arena)
+      : gradient(arena, p, plan.K, plan.rows) {
+    strip = arena.take<typename X::T>(plan.taps.blocks * plan.strip_block());
+    value = arena.take<typename X::T>(plan.K * plan.capacity);
+    place = arena.take<int32_t>(plan.K * plan.capacity);
+    count = arena.take<int32_t>(plan.K);
+    size = arena.used;
+  }
+};
+
+// sums[row][vector] += value * strip[place + row offset + vector], over a list, NR runs by NV vectors. Few sums are
+// unrolled over the list, since a sum that waits for itself wastes four cycles.
+template <class X, int NR, int NV>
+static void accumulate_taps(const typename X::T* strip, const int64_t* run_offset, const int32_t* place,
+                            const typename X::T* value, int64_t count, typename X::T* sums, int64_t run_size) {
+  constexpr int kUnroll = NR * NV >= 8 ? 1 : NR * NV >= 4 ? 2 : 4;
+  typename X::V sum[kUnroll][NR][NV];
+#pragma GCC unroll 4
+  for (int u = 0; u < kUnroll; u++) {
+#pragma GCC unroll 3
+    for (int r = 0; r < NR; r++) {
+#pragma GCC unroll 6
+      for (int v = 0; v < NV; v++) sum[u][r][v] = X::zero();
+    }
+  }
+  const typename X::T* run[NR];
+  for (int r = 0; r < NR; r++) run[r] = strip + run_offset[r];
+  int64_t i = 0;
+  for (; i + kUnroll <= count; i += kUnroll) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll; u++) {
+      const auto g = X::set1(value[i + u]);
+      const int64_t at = place[i + u];
+#pragma GCC unroll 3
+      for (int r = 0; r < NR; r++) {
+#pragma GCC unroll 6
+        for (int v = 0; v < NV; v++) {
+          sum[u][r][v] = X::fma(g, X::load(run[r] + at + v * X::kLanes), sum[u][r][v]);
+        }
+      }
+    }
+  }
+  if constexpr (kUnroll > 1) {
+    for (; i < count; i++) {
+      const auto g = X::set1(value[i]);
+      for (int r = 0; r < NR; r++) {
+        for (int v = 0; v < NV; v++) {
+          sum[0][r][v] = X::fma(g, X::load(run[r] + place[i] + v * X::kLanes), sum[0][r][v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < NR; r++) {
+#pragma GCC unroll 6
+    for (int v = 0; v < NV; v++) {
+      auto total = sum[0][r][v];
+      for (int u = 1; u < kUnroll; u++) total = X::add(total, sum[u][r][v]);
+      typename X::T* to = sums + r * run_size + v * X::kLanes;
+      X::store(to, X::add(X::load(to), total));
+    }
+  }
+}
+
+template <class X>
+using AccumulateTaps = decltype(&accumulate_taps<X, 1, 1>);
+
+template <class X, int NV>
+static AccumulateTaps<X> accumulate_taps_for_runs(int64_t runs) {
+  if constexpr (3 * NV <= BackwardWeightPlan<X>::kSums) {
+    if (runs == 3) return accumulate_taps<X, 3, NV>;
+  }
+  return runs == 2 ? accumulate_taps<X, 2, NV> : accumulate_taps<X, 1, NV>;
+}
+
+template <class X, int NV = BackwardWeightPlan<X>::kVectors>
+static AccumulateTaps<X> accumulate_taps_for(int64_t runs, int64_t vectors) {
+  if constexpr (NV > 1) {
+    if (vectors < NV) return accumulate_taps_for<X, NV - 1>(runs, vectors);
+  }
+  return accumulate_taps_for_runs<X, NV>(runs);
+}
+
+// All filters of a block of channels: as many runs by vectors at a time as registers hold.
+template <class X>
+static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPlan<X>& plan,
+                             const BackwardWeightScratch<X>& s, const typename X::T* strip,
+                             typename X::T* block_sums) {
+  const TapRuns<X>& taps = plan.taps;
+  const int64_t run_size = taps.vectors * X::kLanes;
+  const int64_t pieces = ceil_div(taps.vectors, plan.kVectors);
+  for (int64_t r = 0, runs; r < taps.segments; r += runs) {
+    const int64_t widest = ceil_div(taps.vectors, pieces);
+    runs = min_of(min_of(3, plan.kSums / widest), taps.segments - r);
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      const int64_t v = taps.vectors * piece / pieces, vectors = taps.vectors * (piece + 1) / pieces - v;
+      const auto accumulate = accumulate_taps_for<X>(runs, vectors);
+      int64_t offset[3];
+      for (int64_t i = 0; i < runs; i++) offset[i] = taps.offset(p, r + i, plan.width) + v * X::kLanes;
+      for (int64_t k = 0; k < plan.K; k++) {
+        accumulate(strip, offset, s.place + k * plan.capacity, s.value + k * plan.capacity, s.count[k],
+                   block_sums + k * plan.filter_size() + r * run_size + v * X::kLanes, run_size);
+      }
+    }
+  }
+}
+
+// One list per filter, of the gradients that are not zero.
+template <class X>
+static void list_by_filter(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
+                           const BackwardWeightScratch<X>& s, const WindowWalk& walk, int64_t n, int64_t k0,
+                           int64_t ph0, int64_t ph1, int64_t p0) {
+  const ConvReLUPoolParams& p = *a.params;
+  fill_zero(s.count, plan.K);
+  const typename X::T* g = s.gradient.grad;
+  for (int64_t ph = ph0; ph < ph1; ph++) {
+    for (int64_t pw = 0; pw < p.PW; pw++, g += plan.K) {
+      const int64_t window = walk.window(ph, pw, p0);
+      const uint8_t* codes = a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + k0 : nullptr;
+      if (p.pool == Pool::kAvg) {
+        for (int64_t position = 0; position < p.pool_h * p.pool_w; position++) {
+          if (!walk.inside(ph, pw, position)) continue;
+          for (int64_t k = 0; k < plan.K; k++) {
+            const bool open = !codes || codes[k] >> position & 1;
+            const typename X::T value = open ? g[k] : walk.blocked(g[k]);
+            const int64_t i = k * plan.capacity + s.count[k];
+            s.place[i] = static_cast<int32_t>(window + walk.place[position]);
+            s.value[i] = value;
+            s.count[k] += value != 0;
+          }
+        }
+        continue;
+      }
+      for (int64_t k = 0; k < plan.K; k++) {
+        const int64_t i = k * plan.capacity + s.count[k];
+        s.place[i] = static_cast<int32_t>(window + (codes ? walk.place[codes[k] % kBlocked] : 0));
+        s.value[i] = g[k];
+        s.count[k] += g[k] != 0;
+      }
+    }
+  }
+}
+
+static int64_t conv_backward_weight_partial_size(const ConvBackwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    using X = decltype(x);
+    const BackwardWeightPlan<X> plan(*a.params);
+    return a.params->K * plan.filter_size() * static_cast<int64_t>(sizeof(typename X::T));
+  });
+}
+
+static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    using X = decltype(x);
+    const BackwardWeightPlan<X> plan(*a.params);
+    return BackwardWeightScratch<X>(*a.params, plan, Arena{nullptr}).size;
+  });
+}
+
+template <class X>
+static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K, typename X::T* sums) {
+  for (int64_t k = 0; k < K; k += X::kLanes) {
+    const int n = static_cast<int>(min_of(X::kLanes, K - k));
+    auto total = X::zero();
+    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
+    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
+  }
+}
+
+// An average's pooled gradient reaches the bias once a position that the activation lets through.
+template <class X>
+static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan, const BackwardWeightScratch<X>& s,
+                                       typename X::T* sums) {
+  for (int64_t k = 0; k < plan.K; k++) {
+    typename X::T total = 0;
+    for (int64_t i = 0; i < s.count[k]; i++) total += s.value[k * plan.capacity + i];
+    sums[k] += total;
+  }
+}
+
+static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end, int64_t slot,
+                                 void* base) {
+  with_dtype(a.dtype, [&](auto x, auto io) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    using T = typename X::T;
+    const ConvReLUPoolParams& p = *a.params;
+    const BackwardWeightPlan<X> plan(p);
+    const TapRuns<X>& taps = plan.taps;
+    const BackwardWeightScratch<X> s(p, plan, Arena{static_cast<char*>(base)});
+    const WindowWalk walk(p, p.stride_h * plan.width * taps.block, p.stride_w * taps.block);
+    T* weight = a.partial_weight ? static_cast<T*>(a.partial_weight) + slot * p.K * plan.filter_size() : nullptr;
+    T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
+    for (int64_t row = row_begin; row < row_end;) {
+      const int64_t n = row / p.PH, ph0 = row % p.PH;
+      const int64_t ph1 = min_of(min_of(ph0 + plan.rows, p.PH), ph0 + row_end - row);
+      const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
+      const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
+      row += ph1 - ph0;
+      for (int64_t g = 0; g < p.groups; g++) {
+        const int64_t k0 = g * plan.K;
+        s.gradient.template stage<IO>(a, n, k0, ph0, ph1);
+        const bool lists = weight || p.pool == Pool::kAvg;
+        if (lists) list_by_filter(a, plan, s, walk, n, k0, ph0, ph1, p0);
+        if (bias && p.pool == Pool::kAvg) {
+          add_bias_gradient_of_lists(plan, s, bias + k0);
+        } else if (bias) {
+          add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, bias + k0);
+        }
+        if (!weight) continue;
+        const int64_t input_rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+        for (int64_t b = 0; b < taps.blocks; b++) {
+          T* strip = s.strip + b * plan.strip_block();
+          stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
+                             min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h, input_rows,
+                             p.padding_w, plan.width, taps.block, strip);
+          accumulate_block(p, plan, s, strip, weight + k0 * plan.filter_size() + b * taps.padded_filter());
+        }
+      }
+    }
+  });
+}
+
+// Adds the slots in their order, so that the result depends on their number alone.
+static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
+  with_dtype(a.dtype, [&](auto x, auto io) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    using T = typename X::T;
+    const ConvReLUPoolParams& p = *a.params;
+    const BackwardWeightPlan<X> plan(p);
+    const TapRuns<X>& taps = plan.taps;
+    const auto* weight = static_cast<const T*>(a.partial_weight);
+    const auto* bias = static_cast<const T*>(a.partial_bias);
+    const auto put = [](IO* to, T value) { X::store(to, X::set1(value), 1); };
+    for (int64_t k = 0; k < p.K && weight; k++) {
+      for (int64_t c = 0; c < plan.C; c++) {
+        for (int64_t r = 0; r < p.R; r++) {
+          for (int64_t t = 0; t < p.S; t++) {
+            const int64_t segment = p.dilation_w == 1 ? r : r * p.S + t;
+            const int64_t place = c % taps.block + (p.dilation_w == 1 ? t * taps.block : 0);
+            const T* from = weight + k * plan.filter_size() + c / taps.block * taps.padded_filter() +
+                            segment * taps.vectors * X::kLanes + place;
+            T total = 0;
+            for (int64_t i = 0; i < slots; i++) total += from[i * p.K * plan.filter_size()];
+            put(at<IO>(a.grad_weight, k, c, r, t), total);
+          }
+        }
+      }
+    }
+    for (int64_t k = 0; k < p.K && bias; k++) {
+      T total = 0;
+      for (int64_t i = 0; i < slots; i++) total += bias[i * p.K + k];
+      put(static_cast<IO*>(a.grad_bias) + k, total);
+    }
+  });
+}
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

@@ -1,0 +1,402 @@
+// Forward of conv_relu_pool: direct convolution whose sums never leave the cache, pooled in registers where windows are
+// 2 x 2, and otherwise in a ring of convolution rows. What is written to memory is y and, for training, one code byte a
+// pooled output.
+//
+// A unit of work is (image, group, a few pooled rows). Its input rows are staged once, then every block of filters runs
+// over them: weights packed [R][S][C][lanes] stream past, input elements are broadcast, and a tile of
+// rows x columns x filters accumulates in registers. The run over S and C is one reduction, so that a first layer of 1 or 3
+// channels is as dense as any other.
+#pragma once
+
+#include "conv_rows-inl.h"
+#include "math-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+template <class X>
+struct ForwardPlan {
+  using T = typename X::T;
+  static constexpr int kBlock = 2 * X::kLanes;  // filters of one block; the last one may be one vector
+
+  int64_t C, K, filters;         // per group; filters is K rounded up to whole vectors
+  int64_t width;                 // columns of a strip
+  int64_t parts;                 // units of an image and group
+  int64_t rows;                  // input rows of the largest unit
+  int64_t span_h;                // convolution rows under one pooled row: the ring's size
+  bool in_tile;                  // 2 x 2 windows pooled in registers
+  bool activate_first;           // the pool needs activated values
+  int64_t columns;               // convolution columns that are computed
+
+  // Steps through a strip, in elements.
+  int64_t col_step, out_row_step, tap_row_step, segments, segment, segment_step;
+
+  explicit ForwardPlan(const ConvForwardArgs& a) {
+    const ConvReLUPoolParams& p = *a.params;
+    C = p.C / p.groups;
+    K = p.K / p.groups;
+    filters = round_up(K, X::kLanes);
+    span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
+    in_tile = X::kTileCols >= 12 && p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 &&
+              p.pool_stride_h == 2 && p.pool_stride_w == 2 && p.pool_padding_h == 0 &&
+              p.pool_padding_w == 0 && p.pool_dilation_h == 1 && p.pool_dilation_w == 1 &&
+              2 * p.PH <= p.P && 2 * p.PW <= p.Q;
+    activate_first = p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
+                     p.activation == Activation::kSiLU;
+    columns = in_tile ? 2 * p.PW : p.Q;
+    width = (columns - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
+    parts = ceil_div(p.PH, a.unit_rows);
+    const int64_t conv_rows = (min_of(a.unit_rows, p.PH) - 1) * p.pool_stride_h + span_h;
+    rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+
+    col_step = p.stride_w * C;
+    out_row_step = p.stride_h * width * C;
+    tap_row_step = p.dilation_h * width * C;
+    segments = p.dilation_w == 1 ? 1 : p.S;
+    segment = p.dilation_w == 1 ? p.S * C : C;
+    segment_step = p.dilation_w * C;
+  }
+
+  // The packed filters of a group, then its bias.
+  int64_t weight_size(const ConvReLUPoolParams& p) const { return filters * p.R * p.S * C; }
+  int64_t group_size(const ConvReLUPoolParams& p) const { return weight_size(p) + filters; }
+};
+
+template <class X>
+struct ForwardScratch {
+  typename X::T *strip, *ring, *row;
+  int64_t size;
+
+  ForwardScratch(const ConvReLUPoolParams& p, const ForwardPlan<X>& plan, void* base) {
+    Arena arena{static_cast<char*>(base)};
+    strip = arena.take<typename X::T>(plan.rows * plan.width * plan.C);
+    ring = arena.take<typename X::T>(plan.in_tile ? 0 : plan.span_h * p.Q * plan.kBlock);
+    row = arena.take<typename X::T>(p.PW * plan.kBlock);
+    size = arena.used;
+  }
+};
+
+static int64_t conv_forward_pack_size(const ConvForwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    using X = decltype(x);
+    return a.params->groups * ForwardPlan<X>(a).group_size(*a.params) *
+           static_cast<int64_t>(sizeof(typename X::T));
+  });
+}
+
+static int64_t conv_forward_scratch(const ConvForwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    using X = decltype(x);
+    return ForwardScratch<X>(*a.params, ForwardPlan<X>(a), nullptr).size;
+  });
+}
+
+// [R][S][C][lanes] from the weights of one block of filters.
+template <class X, class IO>
+static void pack_filters(const ConvReLUPoolParams& p, const View4& weight, const IO* from, int64_t C, int64_t valid,
+                         int64_t lanes, typename X::T* out) {
+  if (valid < lanes) fill_zero(out, p.R * p.S * C * lanes);
+  const int64_t* stride = weight.stride;
+  if (stride[3] == 1 && stride[2] == p.S) {  // the taps of a channel are contiguous
+    for (int64_t c = 0; c < C; c++) {
+      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, p.R * p.S, valid);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < p.R; r++) {
+    for (int64_t s = 0; s < p.S; s++, out += C * lanes) {
+      copy_matrix<X>(from + r * stride[2] + s * stride[3], stride[1], stride[0], out, lanes, 1, C, valid);
+    }
+  }
+}
+
+// [group][filter block][R][S][C][lanes of the block], then the bias, both padded with zero filters.
+static void conv_forward_pack(const ConvForwardArgs& a) {
+  with_dtype(a.dtype, [&](auto x, auto io) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    const ConvReLUPoolParams& p = *a.params;
+    const ForwardPlan<X> plan(a);
+    for (int64_t g = 0; g < p.groups; g++) {
+      auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
+      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
+        const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
+        const int64_t valid = min_of(lanes, plan.K - k0);
+        pack_filters<X>(p, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0), plan.C, valid, lanes, out);
+        out += p.R * p.S * plan.C * lanes;
+      }
+      fill_zero(out, plan.filters);
+      if (a.bias) copy_into<X>(static_cast<const IO*>(a.bias) + g * plan.K, out, plan.K);
+    }
+  });
+}
+
+// Sums of TR rows x TC columns x NV vectors of filters. in: the strip at the tile's first tap.
+template <class X, int NV, int TR, int TC>
+[[gnu::always_inline]] static inline void convolve_tile(const ForwardPlan<X>& plan, int64_t R,
+                                                        const typename X::T* in, const typename X::T* weight,
+                                                        typename X::V (&sum)[TR][TC][NV]) {
+#pragma GCC unroll 2
+  for (int tr = 0; tr < TR; tr++) {
+#pragma GCC unroll 12
+    for (int tc = 0; tc < TC; tc++) {
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) sum[tr][tc][v] = X::zero();
+    }
+  }
+  const int64_t step = plan.col_step, step3 = 3 * step;
+  for (int64_t r = 0; r < R; r++) {
+    for (int64_t segment = 0; segment < plan.segments; segment++) {
+      const typename X::T* from = in + r * plan.tap_row_step + segment * plan.segment_step;
+      for (int64_t i = 0; i < plan.segment; i++, from++, weight += NV * X::kLanes) {
+        typename X::V w[NV];
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++) w[v] = X::load(weight + v * X::kLanes);
+#pragma GCC unroll 2
+        for (int tr = 0; tr < TR; tr++) {
+          const typename X::T* at_row = from + tr * plan.out_row_step;
+#pragma GCC unroll 12
+          for (int tc = 0; tc < TC; tc++) {
+            // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
+            const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; v++) sum[tr][tc][v] = X::fma(b, w[v], sum[tr][tc][v]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// One pooled row of one block of filters: where results go, and what becomes of a pooled vector.
+template <class X>
+struct RowSink {
+  using V = typename X::V;
+  typename X::T* row;            // [PW][lanes]
+  uint8_t* codes;                // [PW][K] at the block's first filter, or null
+  int64_t code_step, lanes, valid;
+  const typename X::T* bias;     // [lanes]
+  Activation activation;
+  bool activate_first;
+
+  V activated(V sum, int v) const { return activate<X>(activation, X::add(sum, X::load(bias + v * X::kLanes))); }
+
+  void put(int64_t pw, int v, V value, V code) const {
+    if (!activate_first) {
+      const V argument = X::add(value, X::load(bias + v * X::kLanes));
+      value = activate<X>(activation, argument);
+      code = X::blend(X::ge(X::zero(), argument), X::add(code, X::set1(kBlocked)), code);
+    }
+    X::store(row + pw * lanes + v * X::kLanes, value);
+    const int64_t left = valid - v * X::kLanes;
+    if (codes && left > 0) {
+      uint8_t* to = codes + pw * code_step + v * X::kLanes;
+      if (left >= X::kLanes) {
+        X::store(to, code);
+      } else {
+        X::store(to, code, static_cast<int>(left));
+      }
+    }
+  }
+};
+
+// The tie rule, once: a later position wins only if it is greater or NaN. At equal values the first stays.
+template <class X>
+static inline void take_max(typename X::V& value, typename X::V& code, typename X::V candidate, int position) {
+  const auto wins = X::either(X::gt(candidate, value), X::is_nan(candidate));
+  value = X::blend(wins, candidate, value);
+  code = X::blend(wins, X::set1(static_cast<typename X::T>(position)), code);
+}
+
+// One term of an average, and its bit of the code.
+template <class X>
+static inline void take_avg(typename X::V& value, typename X::V& code, typename X::V term, int position) {
+  value = X::add(value, term);
+  const auto bit = X::set1(static_cast<typename X::T>(position < kMaxAvgWindow ? 1 << position : 0));
+  code = X::add(code, X::blend(X::ge(X::zero(), term), X::zero(), bit));
+}
+
+// 2 x 2 windows: two convolution rows by 2 * NW columns, pooled as they leave the accumulators.
+template <class X, int NV, int NW>
+static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
+                        const typename X::T* weight, int64_t pw, const RowSink<X>& sink) {
+  typename X::V sum[2][2 * NW][NV];
+  convolve_tile<X, NV, 2, 2 * NW>(plan, p.R, in, weight, sum);
+#pragma GCC unroll 3
+  for (int w = 0; w < NW; w++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      auto code = X::zero();
+      if (p.pool == Pool::kMax) {
+        typename X::V s[4] = {sum[0][2 * w][v], sum[0][2 * w + 1][v], sum[1][2 * w][v], sum[1][2 * w + 1][v]};
+        if (sink.activate_first) {
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; i++) s[i] = sink.activated(s[i], v);
+        }
+        auto value = s[0];
+#pragma GCC unroll 4
+        for (int i = 1; i < 4; i++) take_max<X>(value, code, s[i], i);
+        sink.put(pw + w, v, value, code);
+      } else {
+        auto value = X::zero();
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+          take_avg<X>(value, code, sink.activated(sum[i / 2][2 * w + i % 2][v], v), i);
+        }
+        sink.put(pw + w, v, X::mul(value, X::set1(0.25)), code);
+      }
+    }
+  }
+}
+
+// One convolution row, up to kTileCols columns at a time, into the ring.
+template <class X, int NV, int TC>
+static void ring_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
+                      const typename X::T* weight, const RowSink<X>& sink, typename X::T* out) {
+  typename X::V sum[1][TC][NV];
+  convolve_tile<X, NV, 1, TC>(plan, p.R, in, weight, sum);
+#pragma GCC unroll 12
+  for (int tc = 0; tc < TC; tc++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      auto value = sum[0][tc][v];
+      if (sink.activate_first) value = sink.activated(value, v);
+      X::store(out + (tc * NV + v) * X::kLanes, value);
+    }
+  }
+}
+
+template <class X, int NV>
+using RingTile = decltype(&ring_tile<X, NV, 1>);
+
+template <class X, int NV, int TC = X::kTileCols>
+static RingTile<X, NV> ring_tile_for(int64_t cols) {
+  if constexpr (TC > 1) {
+    if (cols < TC) return ring_tile_for<X, NV, TC - 1>(cols);
+  }
+  return ring_tile<X, NV, TC>;
+}
+
+// Pools one row of windows from the ring; convolution row h lies in slot h % span_h.
+template <class X, int NV>
+static void pool_row(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* ring,
+                     int64_t ph, const RowSink<X>& sink) {
+  const int64_t lanes = NV * X::kLanes, ring_row = p.Q * lanes;
+  const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
+  for (int64_t pw = 0; pw < p.PW; pw++) {
+    const int64_t w0 = pw * p.pool_stride_w - p.pool_padding_w;
+    typename X::V value[NV], code[NV];
+    bool empty = true;
+    for (int v = 0; v < NV; v++) value[v] = code[v] = X::zero();
+    for (int64_t i = 0; i < p.pool_h; i++) {
+      const int64_t h = h0 + i * p.pool_dilation_h;
+      if (h < 0 || h >= p.P) continue;
+      for (int64_t j = 0; j < p.pool_w; j++) {
+        const int64_t w = w0 + j * p.pool_dilation_w;
+        if (w < 0 || w >= p.Q) continue;
+        const typename X::T* at = ring + h % plan.span_h * ring_row + w * lanes;
+        const int position = static_cast<int>(i * p.pool_w + j);
+        for (int v = 0; v < NV; v++) {
+          const auto candidate = X::load(at + v * X::kLanes);
+          if (p.pool == Pool::kAvg) {
+            take_avg<X>(value[v], code[v], candidate, position);
+          } else if (empty) {
+            value[v] = candidate;
+            code[v] = X::set1(static_cast<typename X::T>(position));
+          } else {
+            take_max<X>(value[v], code[v], candidate, position);
+          }
+        }
+        empty = false;
+      }
+    }
+    if (p.pool == Pool::kAvg) {
+      const auto scale = X::set1(static_cast<typename X::T>(1.0 / avg_divisor(p, h0, w0)));
+      for (int v = 0; v < NV; v++) value[v] = X::mul(value[v], scale);
+    }
+    for (int v = 0; v < NV; v++) sink.put(pw, v, value[v], code[v]);
+  }
+}
+
+// All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of convolution row p0.
+template <class X, class IO, int NV>
+static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan, const ForwardScratch<X>& scratch,
+                          int64_t n, int64_t k, const typename X::T* weight, RowSink<X> sink, int64_t ph0,
+                          int64_t ph1, int64_t p0) {
+  const ConvReLUPoolParams& p = *a.params;
+  sink.lanes = NV * X::kLanes;
+  const int64_t step = plan.in_tile ? 3 : X::kTileCols;  // outputs of a full tile
+  const int64_t outputs = plan.in_tile ? p.PW : p.Q;
+  const int64_t tiles = ceil_div(outputs, step);
+  int64_t next = p0;
+  for (int64_t ph = ph0; ph < ph1; ph++) {
+    sink.codes = a.codes ? a.codes + ((n * p.PH + ph) * p.PW) * p.K + k : nullptr;
+    const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
+    if (plan.in_tile) {
+      const typename X::T* in = scratch.strip + (h0 - p0) * plan.out_row_step;
+      for (int64_t t = 0; t < tiles; t++) {  // as even as can be
+        const int64_t pw = outputs * t / tiles, windows = outputs * (t + 1) / tiles - pw;
+        const typename X::T* at = in + 2 * pw * plan.col_step;
+        if (windows == 3) {
+          pooled_tile<X, NV, 3>(plan, p, at, weight, pw, sink);
+        } else if (windows == 2) {
+          pooled_tile<X, NV, 2>(plan, p, at, weight, pw, sink);
+        } else {
+          pooled_tile<X, NV, 1>(plan, p, at, weight, pw, sink);
+        }
+      }
+    } else {
+      for (next = max_of(next, h0); next < min_of(h0 + plan.span_h, p.P); next++) {
+        const typename X::T* in = scratch.strip + (next - p0) * plan.out_row_step;
+        typename X::T* out = scratch.ring + next % plan.span_h * p.Q * sink.lanes;
+        for (int64_t t = 0; t < tiles; t++) {
+          const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
+          ring_tile_for<X, NV>(cols)(plan, p, in + q * plan.col_step, weight, sink, out + q * sink.lanes);
+        }
+      }
+      pool_row<X, NV>(plan, p, scratch.ring, ph, sink);
+    }
+    copy_matrix<X>(scratch.row, sink.lanes, 1, at<IO>(a.y, n, k, ph, 0), a.y.stride[3], a.y.stride[1], p.PW,
+                   sink.valid);
+  }
+}
+
+static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end, void* base) {
+  with_dtype(a.dtype, [&](auto x, auto io) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    const ConvReLUPoolParams& p = *a.params;
+    const ForwardPlan<X> plan(a);
+    const ForwardScratch<X> scratch(p, plan, base);
+    for (int64_t unit = unit_begin; unit < unit_end; unit++) {
+      const int64_t part = unit % plan.parts, g = unit / plan.parts % p.groups;
+      const int64_t n = unit / plan.parts / p.groups;
+      const int64_t ph0 = part * a.unit_rows, ph1 = min_of(ph0 + a.unit_rows, p.PH);
+      const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
+      const int64_t p1 =
+          min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
+      const int64_t rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+      stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h, rows,
+                         p.padding_w, plan.width, plan.C, scratch.strip);
+      const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
+      const auto* bias = weight + plan.weight_size(p);
+      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
+        const RowSink<X> sink{scratch.row,
+                              nullptr,
+                              p.K,
+                              0,
+                              min_of(plan.kBlock, plan.K - k0),
+                              bias + k0,
+                              p.activation,
+                              plan.activate_first};
+        const auto* block = weight + k0 * p.R * p.S * plan.C;
+        if (plan.filters - k0 > X::kLanes) {
+          forward_block<X, IO, 2>(a, plan, scratch, n, g * plan.K + k0, block, sink, ph0, ph1, p0);
+        } else {
+          forward_block<X, IO, 1>(a, plan, scratch, n, g * plan.K + k0, block, sink, ph0, ph1, p0);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

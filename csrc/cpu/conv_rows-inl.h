@@ -1,0 +1,55 @@
+// Rows on their way in and out of the convolution kernels, shared by forward and backward.
+//
+// In: a strip, a few rows of one image widened to the compute type, laid out [rows][width][channels] with the zero
+// padding in place, so that the kernels see neither layout, nor dtype, nor border. A strip is a few tens of kilobytes: the
+// whole input is never copied.
+// Out: a row of results [width][lanes], narrowed and, for NCHW, transposed on its way to memory.
+#pragma once
+
+#include "conv_relu_pool.h"
+#include "matrix-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+template <class IO>
+static inline IO* at(const View4& v, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return static_cast<IO*>(v.data) + n * v.stride[0] + c * v.stride[1] + h * v.stride[2] + w * v.stride[3];
+}
+
+// Channels [c0, c0 + channels) of rows [h0, h0 + rows) of image n. Column j of the strip is column j - left of the image;
+// what lies outside the image, and channels beyond the given ones, is zero.
+template <class X, class IO>
+static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t c0, int64_t channels, int64_t h0,
+                        int64_t rows, int64_t left, int64_t width, int64_t strip_channels,
+                        typename X::T* strip) {
+  const int64_t first = min_of(left, width), cols = max_of(0, min_of(W, width - left));
+  for (int64_t i = 0; i < rows; i++) {
+    typename X::T* row = strip + i * width * strip_channels;
+    const int64_t h = h0 + i;
+    if (h < 0 || h >= H) {
+      fill_zero(row, width * strip_channels);
+      continue;
+    }
+    fill_zero(row, first * strip_channels);
+    typename X::T* inside = row + first * strip_channels;
+    fill_zero(inside + cols * strip_channels, (width - first - cols) * strip_channels);
+    if (channels < strip_channels) fill_zero(inside, cols * strip_channels);
+    copy_matrix<X>(at<const IO>(x, n, c0, h, 0), x.stride[3], x.stride[1], inside, strip_channels, 1, cols,
+                   channels);
+  }
+}
+
+// What an average over the window that starts at (h0, w0) divides by, as torch.nn.functional.avg_pool2d counts it.
+static inline double avg_divisor(const ConvReLUPoolParams& p, int64_t h0, int64_t w0) {
+  int64_t h1 = min_of(h0 + p.pool_h, p.P + p.pool_padding_h);
+  int64_t w1 = min_of(w0 + p.pool_w, p.Q + p.pool_padding_w);
+  if (!p.count_include_pad) {
+    h0 = max_of(h0, 0);
+    w0 = max_of(w0, 0);
+    h1 = min_of(h1, p.P);
+    w1 = min_of(w1, p.Q);
+  }
+  return static_cast<double>((h1 - h0) * (w1 - w0));
+}
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

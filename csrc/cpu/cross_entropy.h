@@ -1,0 +1,55 @@
+// What one instruction set offers for cross_entropy. Pointers only: these structs cross into
+// translation units that include neither torch nor the C++ library.
+#pragma once
+
+#include "../cross_entropy.h"
+
+namespace imgfast::cpu {
+
+// [outer, inner, C] of any strides (in elements): logits of one row may lie together (rows,
+// channels_last) or a plane apart (NCHW).
+struct RowsView {
+  void* data;
+  int64_t outer_stride, inner_stride, class_stride;
+};
+
+// "Compute type" is double for float64 and float for the others.
+struct CrossEntropyArgs {
+  const CrossEntropyParams* params;
+  DType dtype;             // of logits, probabilities and grad_logits
+  RowsView logits;         // [outer, inner, C]
+  const int64_t* target;   // [rows], or null if the targets are probabilities
+  RowsView probabilities;  // [outer, inner, C], or null data
+  const void* weight;      // [C] of the compute type, or null
+  double weight_sum;       // of weight, C if there is none
+  void* maximum;           // [rows] of the compute type: m
+  void* sum;               // [rows] of the compute type: s
+  void* loss;              // forward: [rows] of loss_dtype, or null if the loss is reduced
+  DType loss_dtype;
+  const void*
+      grad_loss;  // backward: [rows] of the compute type, or null if it is grad_scale for every row
+  double grad_scale;
+  RowsView grad_logits;  // backward: [outer, inner, C]
+};
+
+// What the rows of one call add up to.
+struct CrossEntropySums {
+  double loss;
+  double weight;  // of the targets of the rows that count
+  int64_t
+      bad_row;  // the first row whose target is not a class; nothing else is valid then. -1: none
+};
+
+// Calls on disjoint rows may run in parallel, each with a scratch of its own (in bytes, aligned to
+// 64). Sums are reproducible for equal row ranges, and chunk_rows depends on nothing but the shape
+// and the instruction set.
+struct CrossEntropyKernels {
+  int64_t (*chunk_rows)(const CrossEntropyArgs&);
+  int64_t (*scratch)(const CrossEntropyArgs&);
+  CrossEntropySums (*forward)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end,
+                              void* scratch);
+  int64_t (*backward)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end,
+                      void* scratch);  // bad row or -1
+};
+
+}  // namespace imgfast::cpu

@@ -1,0 +1,3 @@
+#include "simd/generic.h"
+#define IMGFAST_ISA generic
+#include "kernels-inl.h"

@@ -1,0 +1,41 @@
+// Every algorithm, compiled for the instruction set IMGFAST_ISA whose vocabulary the including file chose, and the table
+// that hands them out. No torch and no C++ library in here: an inline function of theirs compiled for this instruction
+// set could be linked into code that runs on every processor.
+#include "dispatch.h"
+#include "math-inl.h"
+#include "conv_rows-inl.h"
+#include "conv_forward-inl.h"
+#include "conv_gradient-inl.h"
+#include "conv_backward_input-inl.h"
+#include "conv_backward_weight-inl.h"
+#include "cross_entropy-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+extern const KernelTable kTable;
+const KernelTable kTable = {
+    .conv_relu_pool =
+        {
+            .forward_pack_size = conv_forward_pack_size,
+            .forward_pack = conv_forward_pack,
+            .forward_scratch = conv_forward_scratch,
+            .forward = conv_forward,
+            .backward_input_pack_size = conv_backward_input_pack_size,
+            .backward_input_pack = conv_backward_input_pack,
+            .backward_input_scratch = conv_backward_input_scratch,
+            .backward_input = conv_backward_input,
+            .backward_weight_partial_size = conv_backward_weight_partial_size,
+            .backward_weight_scratch = conv_backward_weight_scratch,
+            .backward_weight = conv_backward_weight,
+            .backward_weight_reduce = conv_backward_weight_reduce,
+        },
+    .cross_entropy =
+        {
+            .chunk_rows = cross_entropy_chunk_rows,
+            .scratch = cross_entropy_scratch,
+            .forward = cross_entropy_forward,
+            .backward = cross_entropy_backward,
+        },
+};
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

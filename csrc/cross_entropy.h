@@ -1,0 +1,31 @@
+// The parameters of cross_entropy, plain data that the CPU and CUDA code share.
+//
+// A row has C logits x_c and weights u_c on its negative log-probabilities:
+//
+//   class target y        u_c = (1 - e) w_y [c = y] + e / C w_c      nothing if y is ignore_index
+//   probability target t  u_c = w_c ((1 - e) t_c + e / C)
+//
+//   loss       l = sum_c u_c (lse - x_c),  lse = m + log s,  m = max_c x_c,  s = sum_c exp(x_c - m)
+//   gradient   dl / dx_c = (sum_k u_k) exp(x_c - m) / s - u_c
+//
+// with e = label_smoothing and w = weight (1 where absent). "mean" divides the sum of the l by the
+// sum of the w_y of the rows that count, or by the number of rows if targets are probabilities.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace imgfast {
+
+enum class Reduction : int8_t { kNone, kMean, kSum };  // numbered as torch.nn._reduction does
+
+struct CrossEntropyParams {
+  int64_t outer, inner;  // rows = outer * inner: samples times positions
+  int64_t C;
+  int64_t ignore_index;
+  double label_smoothing;  // e, in [0, 1]
+  Reduction reduction;
+};
+
+}  // namespace imgfast

@@ -1,0 +1,23 @@
+"""Fused image operators for PyTorch: ``pool(activation(conv2d(x)))`` and cross-entropy in one pass.
+
+``imgfast.nn`` holds the layers, ``imgfast.conv_relu_pool`` and ``imgfast.cross_entropy`` the
+functions, ``imgfast.dispatch_info`` tells which code runs, ``imgfast`` on the command line trains
+and uses an image classifier.
+"""
+
+import torch  # noqa: F401  its libraries must be loaded before the extension's
+
+try:
+    from imgfast import _C  # noqa: F401  registers the operators
+except ImportError as error:
+    raise ImportError(
+        f"imgfast's compiled part cannot be loaded ({error}). Run `pip install .` in its source folder "
+        "with the torch that you use, and start Python outside of that folder."
+    ) from error
+
+from imgfast import nn
+from imgfast.ops.conv_relu_pool import conv_relu_pool, dispatch_info
+from imgfast.ops.cross_entropy import cross_entropy
+
+__version__ = _C.build_info()["version"]
+__all__ = ["conv_relu_pool", "cross_entropy", "dispatch_info", "nn"]

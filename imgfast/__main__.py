@@ -1,0 +1,5 @@
+"""``python -m imgfast`` is the command ``imgfast``."""
+
+from imgfast.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""What the command line shows: progress and errors on standard error, results on standard output.
+
+File names come from outside; every line made of them is stripped of control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from imgfast.data import ImageError
+from imgfast.engine import Comparison, Evaluation
+
+_MAX_LISTED = 20
+
+_out = Console()
+_err = Console(stderr=True)
+
+
+def line(text: str) -> None:
+    """One line on standard output."""
+    print(_printable(text))
+
+
+def error(text: str) -> None:
+    """One line on standard error."""
+    print(f"imgfast: {_printable(text)}", file=sys.stderr)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One line of JSON on standard output."""
+    print(json.dumps(values))
+
+
+def report_skipped(errors: Sequence[ImageError], count: bool = True) -> None:
+    """List pictures that could not be read, then, unless it is plain, their number."""
+    for problem in errors[:_MAX_LISTED]:
+        error(str(problem))
+    if len(errors) > _MAX_LISTED:
+        error(f"... and {len(errors) - _MAX_LISTED} more")
+    if errors and count:
+        error(f"skipped {len(errors)} unreadable picture{'s' * (len(errors) > 1)}")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a function that reports (done, all)."""
+    with _bar(TextColumn("{task.completed:.0f}/{task.total:.0f}")) as bar:
+        task = bar.add_task(title, total=0, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """A bar for :func:`imgfast.engine.train`, with the figures of the latest epoch.
+
+    Where standard error is a file or a pipe, one line an epoch.
+    """
+    with _bar(TextColumn("{task.fields[figures]}"), TimeRemainingColumn()) as bar:
+        task = bar.add_task("training", total=None, figures="")
+
+        reported = 0.0
+
+        def on_step(step: int, steps: int, figures: dict[str, float]) -> None:
+            nonlocal reported
+            shown = ""
+            if figures:
+                shown = "epoch {epoch:.0f}, loss {loss:.3f}, held-out {accuracy:.2%}"
+                shown = shown.format(**figures)
+                if not _err.is_terminal and figures["epoch"] > reported:
+                    reported = figures["epoch"]
+                    print(shown, file=sys.stderr, flush=True)
+            bar.update(task, completed=step, total=steps, figures=shown)
+
+        yield on_step
+
+
+def waiting(title: str) -> AbstractContextManager[Any]:
+    """A spinner for something that cannot say how far it is."""
+    return _err.status(title)
+
+
+def show_evaluation(evaluation: Evaluation, confusion: bool = False) -> None:
+    """Scores per class and in the mean, and the confusion matrix where asked."""
+    table = Table("class", *("precision", "recall", "F1", "pictures"), box=None)
+    for row in evaluation.classes:
+        figures = (f"{value:.3f}" for value in (row.precision, row.recall, row.f1))
+        table.add_row(_markup_free(row.name), *figures, str(row.pictures))
+    means = (evaluation.macro_precision, evaluation.macro_recall, evaluation.macro_f1)
+    table.add_row("macro", *(f"{value:.3f}" for value in means), str(evaluation.pictures))
+    _out.print(table)
+    if confusion:
+        print("\nconfusion, rows true, columns predicted, in the order above")
+        width = max(len(str(cell)) for cells in evaluation.confusion for cell in cells)
+        for cells in evaluation.confusion:
+            print(" ".join(f"{cell:>{width}}" for cell in cells))
+    print(f"\naccuracy {evaluation.accuracy:.2%} on {evaluation.pictures} pictures")
+
+
+def show_comparison(comparisons: Sequence[Comparison]) -> None:
+    """Pictures a second beside the same network in stock PyTorch."""
+    table = Table("pictures/s", "imgfast", "stock PyTorch", "ratio", box=None)
+    for row in comparisons:
+        table.add_row(
+            f"{row.task}, batch {row.batch_size}",
+            f"{row.imgfast:,.0f} ({row.imgfast_layout})",
+            f"{row.stock:,.0f} ({row.stock_layout})",
+            f"{row.ratio:.2f}x",
+        )
+    _out.print(table)
+
+
+def _bar(*columns: Any) -> Progress:
+    described = TextColumn("{task.description}")
+    return Progress(
+        described,
+        BarColumn(),
+        *columns,
+        console=_err,
+        transient=True,
+        disable=not _err.is_terminal,
+    )
+
+
+def _markup_free(text: str) -> str:
+    return _printable(text).replace("[", r"\[")
+
+
+def _printable(text: str) -> str:
+    """Escape what could move the cursor, colour the terminal, or fail to encode."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

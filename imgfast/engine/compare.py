@@ -1,0 +1,154 @@
+"""Pictures a second of a classifier beside the same network in stock PyTorch.
+
+Both sides get the same weights and pictures and are checked to give equal outputs and gradients
+before anything is timed. Each side runs in NCHW and in channels_last and is judged by its better
+layout. Rounds are interleaved and medians taken, so that a busy machine disturbs all alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import imgfast.nn
+from imgfast.models import ClassifierConfig, build_classifier
+
+_LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+_SECONDS_PER_TASK = 4.0
+_MIN_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task, ``inference`` or ``training step``, on both sides.
+
+    Args:
+        task: what was timed.
+        batch_size: pictures in one call.
+        imgfast, stock: pictures a second, median, in the better layout.
+        imgfast_layout, stock_layout: which layout that was.
+    """
+
+    task: str
+    batch_size: int
+    imgfast: float
+    stock: float
+    imgfast_layout: str
+    stock_layout: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster imgfast is; below 1 it is slower."""
+        return self.imgfast / self.stock
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def compare(
+    config: ClassifierConfig, batch_size: int = 128, seconds: float = _SECONDS_PER_TASK
+) -> list[Comparison]:
+    """Time inference and a training step (forward, loss, backward, AdamW) on the CPU.
+
+    Args:
+        config: the network.
+        batch_size: pictures in one call.
+        seconds: about how long each task is timed, all variants together.
+
+    Raises:
+        AssertionError: the two sides do not compute the same.
+    """
+    variants = {
+        (layers, layout): _Variant(config, layers, layout, batch_size)
+        for layers in ("imgfast", "stock")
+        for layout in _LAYOUTS
+    }
+    _check_equal(variants)
+    results = []
+    for task in ("inference", "training step"):
+        calls = {
+            key: variant.infer if task == "inference" else variant.step
+            for key, variant in variants.items()
+        }
+        medians = _interleaved(calls, seconds)
+        best = {
+            layers: min(_LAYOUTS, key=lambda layout, side=layers: medians[side, layout])
+            for layers in ("imgfast", "stock")
+        }
+        results.append(
+            Comparison(
+                task,
+                batch_size,
+                batch_size / medians["imgfast", best["imgfast"]],
+                batch_size / medians["stock", best["stock"]],
+                best["imgfast"],
+                best["stock"],
+            )
+        )
+    return results
+
+
+class _Variant:
+    """One network in one kind of layers and one layout, with everything a step needs."""
+
+    def __init__(self, config: ClassifierConfig, layers: str, layout: str, batch: int) -> None:
+        memory_format = _LAYOUTS[layout]
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, config.channels, config.image_size, config.image_size)
+        self.x = torch.randn(shape, generator=generator).contiguous(memory_format=memory_format)
+        self.target = torch.randint(0, len(config.classes), (batch,), generator=generator)
+        self.model = build_classifier(config, layers).to(memory_format=memory_format)
+        library = imgfast.nn if layers == "imgfast" else nn
+        self.criterion = library.CrossEntropyLoss(label_smoothing=0.05)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+
+    @torch.no_grad()
+    def infer(self) -> torch.Tensor:
+        return self.model(self.x)
+
+    def backward(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.criterion(self.model(self.x), self.target).backward()
+
+    def step(self) -> None:
+        self.backward()
+        self.optimizer.step()
+
+
+def _check_equal(variants: dict[tuple[str, str], _Variant]) -> None:
+    """Every variant gives the logits and gradients of stock NCHW, to the rounding of float32."""
+    reference = variants["stock", "NCHW"]
+    reference.backward()
+    for variant in variants.values():
+        variant.backward()
+        torch.testing.assert_close(variant.infer(), reference.infer(), rtol=1e-3, atol=1e-3)
+        for ours, theirs in zip(
+            variant.model.parameters(), reference.model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-2, atol=1e-3)
+
+
+def _interleaved(
+    calls: dict[tuple[str, str], Callable[[], object]], seconds: float
+) -> dict[tuple[str, str], float]:
+    """Median seconds of each call, one of each in turn until the time is used."""
+    for call in calls.values():  # warm up: allocator, threads, oneDNN's primitives
+        call()
+        call()
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < _MIN_ROUNDS or time.perf_counter() < end:
+        rounds += 1
+        for key, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[key].append(time.perf_counter() - started)
+    return {key: statistics.median(values) for key, values in times.items()}

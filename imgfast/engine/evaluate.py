@@ -1,0 +1,134 @@
+"""How good a classifier is on labelled pictures: top-1, precision, recall, F1, confusion."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from imgfast.data import DataError, ImageSet, load_data, split
+from imgfast.data.folder import Progress
+from imgfast.data.load import FULL, SUBSET
+from imgfast.engine.checkpoint import Checkpoint
+from imgfast.engine.predict import predict_probabilities
+from imgfast.models import Classifier
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: of what was called so, how much was (precision); of what was, how much was found
+    (recall); their harmonic mean (F1); number of pictures. A ratio of 0 to 0 counts as 0."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on a set of pictures; macro means the mean over the classes that have pictures."""
+
+    pictures: int
+    accuracy: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]  # [true class][predicted class]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
+def evaluate(model: Classifier, data: ImageSet) -> Evaluation:
+    """Scores of a classifier on all pictures of a set."""
+    predicted = predict_probabilities(model, data.images).argmax(1)
+    return score(predicted, data.labels, data.classes)
+
+
+def score(predicted: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]) -> Evaluation:
+    """Scores of predicted against true labels, both int64 ``[N]``."""
+    count = len(classes)
+    cells = torch.bincount(labels * count + predicted, minlength=count * count)
+    confusion = cells.view(count, count)
+    hits = confusion.diagonal().double()
+    actual, called = confusion.sum(1).double(), confusion.sum(0).double()
+    precision = hits / called.clamp(min=1)
+    recall = hits / actual.clamp(min=1)
+    # 2PR / (P + R) = 2 hits / (actual + called): no ratio of two small numbers
+    f1 = 2 * hits / (actual + called).clamp(min=1)
+    present = actual > 0
+
+    def macro(values: torch.Tensor) -> float:
+        return values[present].mean().item() if len(labels) else 0.0
+
+    return Evaluation(
+        pictures=len(labels),
+        accuracy=hits.sum().item() / max(len(labels), 1),
+        macro_precision=macro(precision),
+        macro_recall=macro(recall),
+        macro_f1=macro(f1),
+        classes=tuple(
+            ClassScore(*row)
+            for row in zip(
+                classes,
+                precision.tolist(),
+                recall.tolist(),
+                f1.tolist(),
+                confusion.sum(1).tolist(),
+                strict=True,
+            )
+        ),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )
+
+
+def evaluation_set(
+    checkpoint: Checkpoint, name: str | None = None, on_picture: Progress | None = None
+) -> ImageSet:
+    """The pictures to judge a checkpoint on, none of which it was trained on.
+
+    Args:
+        checkpoint: the model and how it was trained.
+        name: a data set as in :func:`imgfast.data.load_data`; ``None`` is the training set. Of
+            the set it was trained on the held-out part is taken, of any other set everything.
+
+    Raises:
+        DataError: no such set, other classes or sizes than the model's, or a set that has
+            changed since training, so that what was held out is not known any more.
+    """
+    config, training = checkpoint.config, checkpoint.training
+    trained_on = training.get("data")
+    if name is None and not isinstance(trained_on, str):
+        raise DataError(f"{checkpoint.path}: does not say what it was trained on; give --data")
+    if name == SUBSET and trained_on == FULL:
+        raise DataError(f"{name}: is part of what {checkpoint.path} was trained on; use {FULL}")
+    data = load_data(
+        name or trained_on, config.image_size, config.channels, config.classes, on_picture
+    )
+    shape = (config.channels, config.image_size, config.image_size)
+    if data.classes != config.classes or tuple(data.images.shape[1:]) != shape:
+        raise DataError(
+            f"{data.name}: pictures and classes must be the model's, {list(shape)} of "
+            f"{config.classes}, got {list(data.images.shape[1:])} of {data.classes}"
+        )
+    if data.official_test is not None or data.fingerprint() == training.get("fingerprint"):
+        return split(data, int(training.get("seed", 0)))[1]
+    if name is None:
+        raise DataError(
+            f"{data.name}: has changed since {checkpoint.path} was trained on it, so what was "
+            "held out is not known; give --data to judge on all pictures of a folder"
+        )
+    return data
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, name: str | None = None, on_picture: Progress | None = None
+) -> tuple[Evaluation, ImageSet]:
+    """Scores of a checkpoint, and the pictures they are of; see :func:`evaluation_set`."""
+    data = evaluation_set(checkpoint, name, on_picture)
+    return evaluate(checkpoint.model, data), data

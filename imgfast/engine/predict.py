@@ -1,0 +1,96 @@
+"""Class and probability of pictures, from tensors or from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imgfast.data import ImageError, expand, normalise, read_pictures, with_channels
+from imgfast.data.folder import Progress
+from imgfast.models import Classifier
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says about one file.
+
+    Args:
+        path: the file, as given or found.
+        label: name of the most probable class.
+        probability: its probability, in [0, 1].
+    """
+
+    path: str
+    label: str
+    probability: float
+
+
+@torch.no_grad()
+def predict_probabilities(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """``softmax(model(normalised images))``.
+
+    Args:
+        model: the classifier; it is put in eval mode.
+        images: uint8 ``[N, C, S, S]``, on any device.
+
+    Returns:
+        float32 ``[N, classes]``, on the CPU; every row sums to 1.
+    """
+    model.eval()
+    config = model.config
+    device = next(model.parameters()).device
+    rows = [torch.empty(0, len(config.classes))]
+    for batch in images.split(_BATCH):
+        x = normalise(batch.to(device), config.mean, config.std)
+        logits = model(x.contiguous(memory_format=torch.channels_last))
+        rows.append(logits.float().softmax(1).cpu())
+    return torch.cat(rows)
+
+
+def predict_files(
+    model: Classifier, paths: Iterable[str | Path], on_picture: Progress | None = None
+) -> tuple[list[Prediction], list[ImageError], set[str]]:
+    """Predict files, folders (all pictures below) and glob patterns.
+
+    Args:
+        model: the classifier.
+        paths: what to predict, in order.
+        on_picture: called with (read so far, all) after each picture.
+
+    Returns:
+        The predictions in order, the errors of files that could not be read, and which of these
+        files had been named one by one rather than found in a folder or by a pattern.
+
+    Raises:
+        DataError: a folder or a pattern without a picture.
+    """
+    files, named = expand(paths)
+    config = model.config
+    predictions: list[Prediction] = []
+    errors: list[ImageError] = []
+    # Chunks: a folder of any size is read in bounded memory.
+    for start in range(0, len(files), 4 * _BATCH):
+        chunk = files[start : start + 4 * _BATCH]
+
+        def report(done: int, _: int, start: int = start) -> None:
+            if on_picture is not None:
+                on_picture(start + done, len(files))
+
+        images, kept, skipped = read_pictures(chunk, config.image_size, report)
+        errors += skipped
+        pixels = torch.from_numpy(with_channels(images, config.channels))
+        best = predict_probabilities(model, pixels).max(1)
+        predictions += [
+            Prediction(str(chunk[index]), config.classes[label], probability)
+            for index, label, probability in zip(
+                kept, best.indices.tolist(), best.values.tolist(), strict=True
+            )
+        ]
+    # An error carries its path made fit for one line; compare in that form.
+    named_lines = {" ".join(str(path).split()) for path in named}
+    return predictions, errors, {error.path for error in errors} & named_lines

@@ -1,0 +1,1 @@
+"""Operators: one module an operator, its public function on top."""

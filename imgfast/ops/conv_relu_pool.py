@@ -1,0 +1,222 @@
+"""conv_relu_pool: convolution, bias, activation and pooling as one operator."""
+
+from typing import NamedTuple
+
+import torch
+
+from imgfast.ops import conv_relu_pool_autograd as autograd
+from imgfast.ops.conv_relu_pool_route import Route, Spec, choose, spec_of
+from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
+
+_plans = {}  # what has been decided, by everything that a decision depends on
+MAX_PLANS = 4096
+
+
+def conv_relu_pool(
+    x,
+    weight,
+    bias=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    activation="relu",
+    pool="max",
+    pool_size=2,
+    pool_stride=None,
+    pool_padding=0,
+    pool_dilation=1,
+    ceil_mode=False,
+    count_include_pad=True,
+    algorithm="auto",
+):
+    """Equals ``pool(activation(conv2d(x, weight, bias, stride, padding, dilation, groups)))``,
+    without storing the convolution's output, forward or backward.
+
+    Args:
+        x: ``[N, C, H, W]`` or ``[C, H, W]``; float32, float64, bfloat16 or float16, of any strides.
+            NCHW and channels_last are both read in place.
+        weight: ``[K, C / groups, R, S]``, of the dtype of ``x``.
+        bias: ``[K]`` or None.
+        stride, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        padding: zero padding, an int, a pair, ``"valid"`` or ``"same"``.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"``, ``"tanh"``,
+            ``"gelu"`` (exact), ``"silu"`` or ``"none"``.
+        pool: ``"max"``, ``"avg"`` or ``"none"``.
+        pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode: as in
+            :func:`torch.nn.functional.max_pool2d`; ``pool_stride=None`` is ``pool_size``.
+        count_include_pad: as in :func:`torch.nn.functional.avg_pool2d`, whose pool has no dilation.
+        algorithm: ``"auto"``, ``"direct"`` (this package's kernels, an error where there is none) or
+            ``"stock"`` (the composition of torch's operators). The environment variable
+            ``IMGFAST_ALGORITHM`` replaces ``"auto"``.
+
+    Returns:
+        ``[N, K, PH, PW]`` (``[K, PH, PW]`` if unbatched), of dtype and memory format of the stock
+        composition.
+
+    Raises:
+        ValueError: an unknown ``activation``, ``pool`` or ``algorithm``; a dilated average pool.
+        RuntimeError: ``algorithm="direct"`` where no kernel fits; whatever the stock composition
+            raises for the same arguments.
+
+    Note:
+        - Kept for backward: ``x``, ``weight`` and one byte per pooled output (for ``sigmoid`` and
+          ``tanh``, and without a pool, also ``y``, which the next layer keeps anyway).
+        - Of equal values the first in row-major order is the maximum, and NaN propagates, as in
+          torch. For a monotone activation the pool is taken before it: where rounding makes sigmoid
+          or tanh saturate, the gradient goes to the true maximum, not to the first tie.
+        - Sums are accumulated in float32 for bfloat16 and float16.
+        - Deterministic: the same bits for the same arguments and number of threads.
+        - Configurations without a kernel, other devices, ``torch.func`` transforms and forward-mode
+          derivatives run the stock composition; :func:`imgfast.dispatch_info` tells which and why.
+
+    Source:
+        Fusing a pool into the convolution's epilogue follows from ``max`` commuting with monotone
+        functions; the sparse gradients from ``d max(s) / d s_i`` being 1 at one position only.
+    """
+    arguments = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+        pool,
+        pool_size,
+        pool_stride,
+        pool_padding,
+        pool_dilation,
+        ceil_mode,
+        count_include_pad,
+        algorithm,
+    )
+    if torch.is_autocast_enabled("cpu") and x.is_cpu:
+        x, weight, bias = _autocast(x, weight, bias)
+    if torch.compiler.is_compiling():
+        plan = _plan(x, weight, bias, arguments)
+    else:
+        plan = _remembered_plan(x, weight, bias, arguments)
+    spec, geometry, route = plan
+    if route.name == "stock":
+        return conv_relu_pool_stock(x, weight, bias, spec)
+    if x.dim() == 3:
+        return _run(x.unsqueeze(0), weight, bias, geometry, route).squeeze(0)
+    return _run(x, weight, bias, geometry, route)
+
+
+def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
+    """Which route :func:`conv_relu_pool` takes for these very arguments, and why.
+
+    Returns:
+        A named tuple ``(name, isa, reason)``: ``"direct"`` or ``"stock"``; the instruction set of
+        the kernel (``"avx512"``, ``"avx2"``, ``"generic"``) or None; a sentence.
+
+    Raises:
+        As :func:`conv_relu_pool` for unknown names.
+    """
+    return _plan(x, weight, bias, _bind(*args, **kwargs)).route
+
+
+def _bind(
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    activation="relu",
+    pool="max",
+    pool_size=2,
+    pool_stride=None,
+    pool_padding=0,
+    pool_dilation=1,
+    ceil_mode=False,
+    count_include_pad=True,
+    algorithm="auto",
+):
+    return tuple(locals().values())
+
+
+class Plan(NamedTuple):
+    spec: Spec
+    geometry: list[int] | None
+    route: Route
+
+
+def _remembered_plan(x, weight, bias, arguments) -> Plan:
+    key = (
+        x.shape,
+        x.dtype,
+        x.layout,
+        x.is_cpu,
+        type(x),
+        weight.shape,
+        weight.dtype,
+        weight.is_cpu,
+        type(weight),
+        bias is None,
+        _needs_grad(x, weight, bias),
+        _transformed(),
+        arguments,
+    )
+    try:
+        plan = _plans.get(key)
+    except TypeError:  # a list among the arguments is as good as a tuple, but cannot be looked up
+        return _plan(x, weight, bias, arguments)
+    if plan is None:
+        plan = _plan(x, weight, bias, arguments)
+        if len(_plans) >= MAX_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
+def _plan(x, weight, bias, arguments) -> Plan:
+    spec = spec_of(*arguments)
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    plain = torch.compiler.is_compiling() or all(
+        type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout is torch.strided for t in tensors
+    )
+    device, dtype = tensors[0].device.type, tensors[0].dtype
+    route = choose(
+        spec,
+        plain,
+        device if all(t.device.type == device for t in tensors) else "mixed",
+        dtype if all(t.dtype == dtype for t in tensors) else None,
+        tuple(x.shape),
+        tuple(weight.shape),
+        None if bias is None else tuple(bias.shape),
+        _transformed(),
+        _needs_grad(x, weight, bias),
+    )
+    return Plan(spec, spec.geometry(weight.shape) if route.name == "direct" else None, route)
+
+
+def _needs_grad(x, weight, bias) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation watches: they see through stock ops only."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _autocast(x, weight, bias):
+    """conv2d is on autocast's list of lower precision; float64 stays, as there."""
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def cast(t):
+        eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
+        return t.to(dtype) if eligible else t
+
+    return cast(x), cast(weight), cast(bias)
+
+
+def _run(x, weight, bias, geometry, route):
+    if torch.compiler.is_compiling():
+        return torch.ops.imgfast.conv_relu_pool(x, weight, bias, geometry, route.saves_codes)[0]
+    return autograd.run(x, weight, bias, geometry, route)

@@ -1,0 +1,281 @@
+"""Which code runs a conv_relu_pool: the arguments in canonical form, and the choice of a route."""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from imgfast import _C
+from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
+
+POOLS = ("none", "max", "avg")  # in the order of csrc/conv_relu_pool.h, as are ACTIVATIONS
+ALGORITHMS = ("auto", "direct", "stock")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/conv_relu_pool.h
+MAX_AVG_WINDOW = 8  # and of an average pool
+
+
+class Route(NamedTuple):
+    """Which code runs, on which instruction set, and why."""
+
+    name: str
+    isa: str | None
+    reason: str
+    needs_grad: bool = False
+    saves_codes: bool = False
+    saves_y: bool = False
+
+
+class Spec(NamedTuple):
+    """The arguments of conv_relu_pool beside its tensors, in canonical form: pairs, and no None."""
+
+    stride: tuple
+    padding: tuple | str
+    dilation: tuple
+    groups: int
+    activation: str
+    pool: str
+    pool_size: tuple
+    pool_stride: tuple
+    pool_padding: tuple
+    pool_dilation: tuple
+    ceil_mode: bool
+    count_include_pad: bool
+    algorithm: str
+
+    def geometry(self, weight_shape) -> list[int]:
+        """The operators' list of integers, in the order of Geometry in csrc/conv_relu_pool.h."""
+        return [
+            *self.stride,
+            *self.explicit_padding(weight_shape),
+            *self.dilation,
+            self.groups,
+            tuple(ACTIVATIONS).index(self.activation),
+            POOLS.index(self.pool),
+            *self.pool_size,
+            *self.pool_stride,
+            *self.pool_padding,
+            *self.pool_dilation,
+            int(self.ceil_mode),
+            int(self.count_include_pad),
+        ]
+
+    @classmethod
+    def of_geometry(cls, geometry) -> "Spec":
+        """The inverse of :meth:`geometry`."""
+        g = list(geometry)
+        pairs = [tuple(g[i : i + 2]) for i in (0, 2, 4, 9, 11, 13, 15)]
+        names = (tuple(ACTIVATIONS)[g[7]], POOLS[g[8]])
+        return cls(*pairs[:3], g[6], *names, *pairs[3:], bool(g[17]), bool(g[18]), "stock")
+
+    def explicit_padding(self, weight_shape):
+        """The padding as a pair; None where ``"same"`` needs more on one side than on the other."""
+        if self.padding == "valid":
+            return (0, 0)
+        if self.padding == "same":
+            total = [d * (size - 1) for d, size in zip(self.dilation, weight_shape[2:], strict=True)]
+            return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
+        return self.padding
+
+
+def spec_of(
+    stride,
+    padding,
+    dilation,
+    groups,
+    activation,
+    pool,
+    pool_size,
+    pool_stride,
+    pool_padding,
+    pool_dilation,
+    ceil_mode,
+    count_include_pad,
+    algorithm,
+) -> Spec:
+    """The canonical form; raises ValueError for names that do not exist."""
+    if algorithm == "auto":
+        algorithm = _forced_algorithm()
+    for name, value, known in (
+        ("activation", activation, tuple(ACTIVATIONS)),
+        ("pool", pool, POOLS),
+        ("algorithm", algorithm, ALGORITHMS),
+    ):
+        if value not in known:
+            raise ValueError(f"conv_relu_pool: {name} must be one of {', '.join(known)}, got {value!r}")
+    pool_dilation = _pair(pool_dilation)
+    if pool == "avg" and pool_dilation != (1, 1):
+        raise ValueError(
+            "conv_relu_pool: pool_dilation must be 1 for pool='avg', as torch's avg_pool2d has none, "
+            f"got {pool_dilation}"
+        )
+    pool_size = _pair(pool_size)
+    return Spec(
+        _pair(stride),
+        padding if isinstance(padding, str) else _pair(padding),
+        _pair(dilation),
+        groups,
+        activation,
+        pool,
+        pool_size,
+        pool_size if pool_stride is None else _pair(pool_stride),
+        _pair(pool_padding),
+        pool_dilation,
+        ceil_mode,
+        count_include_pad,
+        algorithm,
+    )
+
+
+def _pair(value):
+    """(value, value) for a number; sequences stay what they are, for torch to judge."""
+    if isinstance(value, int):
+        return (value, value)
+    value = tuple(value)
+    return value * 2 if len(value) == 1 else value
+
+
+# Facts about process and machine, which torch.compile may take for constants.
+
+
+@torch.compiler.assume_constant_result
+def _forced_algorithm() -> str:
+    return os.environ.get("IMGFAST_ALGORITHM") or "auto"
+
+
+@torch.compiler.assume_constant_result
+def _isa() -> str:
+    return _C.cpu_isa()
+
+
+@torch.compiler.assume_constant_result
+def _has_matrix_units() -> bool:
+    return torch.cpu._is_amx_tile_supported()
+
+
+def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transformed, needs_grad):
+    """The route for a Spec and the facts that conv_relu_pool gathers of its tensors."""
+    if spec.algorithm == "stock":
+        return Route("stock", None, "asked for")
+    obstacle = (
+        "a torch.func transform or forward-mode derivative is active" if transformed else None
+    )
+    obstacle = (
+        obstacle
+        or _no_tensors(plain, device, dtype)
+        or _no_shapes(spec, x_shape, weight_shape, bias_shape)
+        or (_no_gradient(spec) if needs_grad else None)
+    )
+    if obstacle is None and spec.algorithm == "auto":
+        obstacle = _slower(spec, dtype, x_shape, weight_shape)
+    if obstacle is None:
+        isa = _isa()
+        return Route(
+            "direct",
+            isa,
+            f"direct convolution, {isa} kernel",
+            needs_grad,
+            saves_codes=needs_grad and needs_codes(spec),
+            saves_y=needs_grad and needs_y(spec),
+        )
+    if spec.algorithm == "direct" and not transformed:
+        raise RuntimeError(f"conv_relu_pool: algorithm='direct' has no kernel here: {obstacle}")
+    return Route("stock", None, obstacle)
+
+
+def needs_codes(spec) -> bool:
+    """Whether the gradient reads codes: where a maximum was, what an average's activation let through."""
+    return spec.pool == "max" or (spec.pool == "avg" and spec.activation != "none")
+
+
+def needs_y(spec) -> bool:
+    """Whether the gradient reads the activation's derivative off the output."""
+    smooth = spec.activation in ("sigmoid", "tanh")
+    return smooth or (spec.pool == "none" and spec.activation != "none")
+
+
+def _no_tensors(plain, device, dtype) -> str | None:
+    if not plain:
+        return "a tensor is sparse, or of a subclass"
+    if device != "cpu":
+        return f"no kernel for device {device}"
+    if dtype not in DTYPES:
+        return "the tensors differ in dtype" if dtype is None else f"no kernel for {dtype}"
+    return None
+
+
+def _no_shapes(spec, x_shape, weight_shape, bias_shape) -> str | None:
+    """Shapes that no kernel takes: empty ones, and wrong ones, for which stock has the error."""
+    if len(x_shape) not in (3, 4) or len(weight_shape) != 4:
+        return "not a 2-d convolution"
+    if 0 in x_shape or 0 in weight_shape:
+        return "an empty tensor"
+    pairs = (
+        spec.stride,
+        spec.dilation,
+        spec.pool_size,
+        spec.pool_stride,
+        spec.pool_padding,
+        spec.pool_dilation,
+    )
+    padding = spec.explicit_padding(weight_shape)
+    if padding is None:
+        return "padding='same' is not symmetric for this filter"
+    if isinstance(spec.padding, str) and spec.stride != (1, 1) and spec.padding == "same":
+        return "padding='same' with a stride"
+    if any(len(pair) != 2 for pair in (*pairs, padding)):
+        return "an argument is not a pair"
+    positive = (*spec.stride, *spec.dilation, *spec.pool_size, *spec.pool_stride, *spec.pool_dilation)
+    if min(positive) < 1 or min(*padding, *spec.pool_padding) < 0:
+        return "an argument is out of range"
+    filters, channels, *taps = weight_shape
+    if (
+        not isinstance(spec.groups, int)
+        or spec.groups < 1
+        or channels * spec.groups != x_shape[-3]
+        or filters % spec.groups
+        or (bias_shape is not None and bias_shape != (filters,))
+    ):
+        return "the shapes do not fit"
+    conv = [
+        size + 2 * pad - d * (tap - 1) - 1
+        for size, pad, d, tap in zip(x_shape[-2:], padding, spec.dilation, taps, strict=True)
+    ]
+    if min(conv) < 0:
+        return "the filter is larger than the padded input"
+    if spec.pool == "none":
+        return None
+    conv = [room // s + 1 for room, s in zip(conv, spec.stride, strict=True)]
+    if any(
+        2 * pad > window or size + 2 * pad < d * (window - 1) + 1
+        for size, window, pad, d in zip(
+            conv, spec.pool_size, spec.pool_padding, spec.pool_dilation, strict=True
+        )
+    ):
+        return "the pool does not fit the convolution's output"
+    if spec.pool_dilation != (1, 1) and spec.pool_padding != (0, 0):
+        return "a pool with both dilation and padding"
+    if spec.pool_size[0] * spec.pool_size[1] > MAX_WINDOW:
+        return f"a pool window of more than {MAX_WINDOW} positions"
+    return None
+
+
+def _no_gradient(spec) -> str | None:
+    if spec.activation in ("gelu", "silu"):
+        return f"no gradient kernel for {spec.activation}, whose argument would have to be kept"
+    if spec.pool != "avg" or spec.activation == "none":
+        return None
+    if spec.activation in ("sigmoid", "tanh"):
+        return f"no gradient kernel for an average of {spec.activation}"
+    if spec.pool_size[0] * spec.pool_size[1] > MAX_AVG_WINDOW:
+        return f"no gradient kernel for averages of more than {MAX_AVG_WINDOW} activated positions"
+    return None
+
+
+def _slower(spec, dtype, x_shape, weight_shape) -> str | None:
+    """Where stock has been measured faster."""
+    if spec.groups > 1 and weight_shape[0] // spec.groups < 8:
+        return "stock is faster for groups of few filters"
+    if dtype is torch.bfloat16 and _has_matrix_units():
+        return "stock is faster in bfloat16 on processors with matrix units"
+    return None

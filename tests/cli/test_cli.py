@@ -1,0 +1,234 @@
+"""The command as a user or a script runs it: output, exit codes, and what is left behind."""
+
+import csv
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from imgfast import cli, engine
+from imgfast.data import load_data
+from imgfast.engine import load_checkpoint, predict_probabilities
+
+CLASSES = {"Trouser": 1, "Bag": 8, "Sneaker": 7}
+
+
+def imgfast(*arguments) -> Result:
+    """The command inside this process, which has torch imported already."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def spawn(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+    """The command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "imgfast", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(autouse=True)
+def in_workspace(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder of real pictures, 3 classes of 40, a fourth of them JPEG, and one bad file."""
+    root = tmp_path_factory.mktemp("workspace")
+    data = load_data("fashion-mnist")
+    for name, label in CLASSES.items():
+        (root / "pictures" / name).mkdir(parents=True)
+        indices = (data.labels == label).nonzero().flatten()[:40].tolist()
+        for number, index in enumerate(indices):
+            suffix = "jpg" if number % 4 == 0 else "png"
+            image = Image.fromarray(data.images[index, 0].numpy())
+            image.save(root / "pictures" / name / f"{number:02}.{suffix}")
+    (root / "pictures" / "Bag" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(workspace) -> dict:
+    """What ``imgfast train`` on that folder printed as JSON."""
+    arguments = ("--data", "pictures", "--image-size", 28, "--epochs", 12, "--batch-size", 32)
+    done = spawn("train", *arguments, "--out", "run", "--seed", 4, "--json", cwd=workspace)
+    assert done.returncode == 0, done.stderr
+    assert "skipped 1 unreadable picture" in done.stderr and "broken.png" in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_train_ends_with_one_line_of_json(workspace, trained):
+    assert trained["checkpoint"] == "run/last.safetensors"
+    assert trained["accuracy"] >= 0.8 and trained["macro_recall"] >= 0.8
+    assert trained["held_out"] == 24 and trained["skipped"] == 1
+    assert 0 < trained["train_seconds"] < 100
+    assert (trained["seed"], trained["epochs"], trained["batch_size"]) == (4, 12, 32)
+    config = load_checkpoint(workspace / trained["checkpoint"]).config
+    assert config.classes == tuple(sorted(CLASSES))
+    assert (config.channels, config.image_size) == (1, 28)
+
+
+def test_evaluate_agrees_with_train(workspace, trained):
+    done = imgfast("evaluate", "--checkpoint", "run", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["accuracy"] == trained["accuracy"]
+    assert found["macro_recall"] == trained["macro_recall"]
+    assert sum(map(sum, found["confusion"])) == 24
+    shown = imgfast("evaluate", "--checkpoint", "run", "--data", "pictures")
+    assert f"accuracy {trained['accuracy']:.2%} on 24 pictures" in shown.stdout
+    assert "confusion" in shown.stdout and "Sneaker" in shown.stdout
+
+
+def test_predict_a_folder_skips_and_counts(workspace, trained):
+    done = imgfast("predict", "--checkpoint", "run", "pictures", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["predictions"]) == 120
+    assert [item["path"] for item in found["skipped"]] == ["pictures/Bag/broken.png"]
+    assert "skipped 1 unreadable picture" in done.stderr
+    right = [p["label"] == Path(p["path"]).parent.name for p in found["predictions"]]
+    assert sum(right) / 120 > 0.85
+
+    # A PNG says exactly what the same pixels in memory say.
+    model = load_checkpoint(workspace / "run").model
+    data = load_data("fashion-mnist")
+    bags = data.images[data.labels == CLASSES["Bag"]][:40]
+    best = predict_probabilities(model, bags).max(1)
+    by_path = {p["path"]: p for p in found["predictions"]}
+    for number in range(40):
+        if number % 4:
+            item = by_path[f"pictures/Bag/{number:02}.png"]
+            assert item["label"] == model.config.classes[best.indices[number]]
+            assert item["probability"] == pytest.approx(best.values[number].item(), abs=1e-5)
+
+
+def test_predict_as_csv_and_as_text(workspace, trained):
+    pattern = "pictures/*/01.png"
+    done = imgfast("predict", "--checkpoint", "run", pattern, "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["path"] for row in rows] == [f"pictures/{n}/01.png" for n in sorted(CLASSES)]
+    assert all(0.3 < float(row["probability"]) <= 1 for row in rows)
+    done = imgfast("predict", "--checkpoint", "run", pattern)
+    assert done.stdout.splitlines()[0].startswith(f"pictures/Bag/01.png: {rows[0]['label']} ")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("broken.png", b"\x89PNG\r\n\x1a\n"),
+        ("page.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+        ("no.png", None),
+    ],
+)
+def test_a_bad_file_is_one_clear_line_and_exit_code_1(workspace, trained, name, content):
+    if content is not None:
+        (workspace / name).write_bytes(content)
+    done = imgfast("predict", "--checkpoint", "run", name, "--json")
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"imgfast: {name}: ") and "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["predictions"] == []
+    # Good pictures beside it are still predicted.
+    done = imgfast("predict", "--checkpoint", "run", name, "pictures/Bag/01.png")
+    assert done.exit_code == 1 and "pictures/Bag/01.png: " in done.stdout
+
+
+def test_hostile_names_cannot_write_to_the_terminal(workspace, trained):
+    name = "\x1b[31mred\nline.png"
+    (workspace / name).write_bytes(b"")
+    done = imgfast("predict", "--checkpoint", "run", name)
+    assert done.exit_code == 1
+    assert "\x1b" not in done.stderr
+    assert done.stderr.splitlines()[0] == r"imgfast: \x1b[31mred line.png: must not be empty"
+
+
+def test_errors_are_one_line_with_exit_code_1(workspace, trained):
+    (workspace / "pickle.safetensors").write_bytes(b"\x80\x04\x95" + bytes(64))
+    for arguments, words in (
+        (("predict", "--checkpoint", "pickle.safetensors", "pictures"), "must be a safetensors"),
+        (("predict", "--checkpoint", "absent", "pictures"), "absent: cannot be read"),
+        (("predict", "--checkpoint", "run", "empty/*.png"), "must hold or match at least one"),
+        (("evaluate", "--checkpoint", "run", "--data", "absent"), "must be a folder with one"),
+        (("train", "--data", "absent"), "absent: must be a folder with one sub-folder per class"),
+        (("train", "--data", "pictures", "--out", "run"), "use --overwrite"),
+        (("demo", "--out", "run"), "run: already exists; choose another or use --overwrite"),
+    ):
+        done = imgfast(*arguments)
+        assert done.exit_code == 1, arguments
+        assert words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stdout == ""
+    assert not (workspace / "runs").exists()
+
+
+def test_a_wrong_command_line_has_exit_code_2(workspace):
+    for arguments in (
+        ("train", "--epochs", "none"),
+        ("train", "--epochs", "0"),
+        ("train", "--model", "huge"),
+        ("predict",),
+        ("unknown",),
+    ):
+        assert imgfast(*arguments).exit_code == 2, arguments
+
+
+def test_exit_codes_reach_the_shell(workspace, trained):
+    """One of each kind as a process: done, at fault, wrong command line."""
+    good, bad = "pictures/Bag/01.png", "pictures/Bag/broken.png"
+    arguments = ("predict", "--checkpoint", "run")
+    assert spawn(*arguments, good, cwd=workspace).returncode == 0
+    done = spawn(*arguments, bad, cwd=workspace)
+    assert done.returncode == 1 and done.stderr.startswith(f"imgfast: {bad}: must be a whole")
+    assert spawn(*arguments, cwd=workspace).returncode == 2
+
+
+def test_info_tells_versions_and_instruction_set(workspace):
+    done = imgfast("info", "--json")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    shown = imgfast("info").stdout
+    assert facts["imgfast"] in shown and facts["torch"] in shown
+
+
+def test_an_interrupt_exits_130_and_leaves_a_whole_checkpoint(workspace):
+    out = workspace / "interrupted"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imgfast", "train", "--epochs", "1000", "--data", "pictures",
+         "--image-size", "28", "--batch-size", "96", "--out", str(out)],
+        cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (out / "last.safetensors").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(out).training["epoch"] >= 1
+
+
+def test_demo_does_the_whole_job(workspace, monkeypatch):
+    monkeypatch.setattr(engine, "compare", functools.partial(engine.compare, seconds=0.1))
+    done = imgfast("demo", "--epochs", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["accuracy"] > 0.70  # one epoch of the whole subset
+    assert found["checkpoint"] == "runs/demo/last.safetensors"
+    with Image.open(workspace / found["picture"]) as image:
+        assert image.format == "PNG"
+    assert [row["task"] for row in found["comparison"]] == ["inference", "training step"]
+    assert all(row["imgfast"] > 0 and row["stock"] > 0 for row in found["comparison"])
