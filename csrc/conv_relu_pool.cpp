@@ -126,9 +126,9 @@ bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// The layout stock convolution answers in: channels_last if either operand is, float64 never.
+// The layout stock convolution answers in.
 bool answers_channels_last(const Tensor& x, const Tensor& weight) {
-  return x.scalar_type() != ScalarType::Double && (is_channels_last(x) || is_channels_last(weight));
+  return is_channels_last(x) || is_channels_last(weight);
 }
 
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last,

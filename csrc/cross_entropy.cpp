@@ -187,6 +187,7 @@ struct Call {
     weight = given.scalar_type() == compute ? given : torch::stable::to(given, compute);
     if (!weight->is_contiguous()) weight = torch::stable::contiguous(*weight);
     args.weight = weight->data_ptr();
+    if (params.label_smoothing == 0) return;
     args.weight_sum = 0;
     for (int64_t c = 0; c < params.C; c++) {
       args.weight_sum += compute == ScalarType::Double ? static_cast<const double*>(args.weight)[c]

@@ -130,40 +130,73 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
   });
 }
 
-// Sums of TR rows x TC columns x NV vectors of filters. in: the strip at the tile's first tap.
+// Sums of TR rows x TC columns x NV vectors of filters.
+template <class X, int NV, int TR, int TC>
+struct Tile {
+  typename X::V sum[TR][TC][NV];
+
+  template <class Function>
+  [[gnu::always_inline]] inline void for_each(Function function) {
+#pragma GCC unroll 2
+    for (int tr = 0; tr < TR; tr++) {
+#pragma GCC unroll 12
+      for (int tc = 0; tc < TC; tc++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++) function(sum[tr][tc][v], (tr * TC + tc) * NV + v);
+      }
+    }
+  }
+};
+
+// in: the strip at the tile's first tap. A long reduction is cut into partial sums of kPartial terms, as the error of a
+// sum grows with its length; they are added up in memory, which costs one visit in kPartial.
 template <class X, int NV, int TR, int TC>
 [[gnu::always_inline]] static inline void convolve_tile(const ForwardPlan<X>& plan, int64_t R,
                                                         const typename X::T* in, const typename X::T* weight,
-                                                        typename X::V (&sum)[TR][TC][NV]) {
-#pragma GCC unroll 2
-  for (int tr = 0; tr < TR; tr++) {
-#pragma GCC unroll 12
-    for (int tc = 0; tc < TC; tc++) {
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) sum[tr][tc][v] = X::zero();
-    }
-  }
+                                                        Tile<X, NV, TR, TC>& tile) {
+  constexpr int64_t kPartial = 256;
+  typename X::T total[TR * TC * NV * X::kLanes];
+  bool partial = false;
+  int64_t terms = 0;
+  tile.for_each([](auto& sum, int) { sum = X::zero(); });
   const int64_t step = plan.col_step, step3 = 3 * step;
   for (int64_t r = 0; r < R; r++) {
     for (int64_t segment = 0; segment < plan.segments; segment++) {
       const typename X::T* from = in + r * plan.tap_row_step + segment * plan.segment_step;
-      for (int64_t i = 0; i < plan.segment; i++, from++, weight += NV * X::kLanes) {
-        typename X::V w[NV];
+      for (int64_t left = plan.segment; left > 0;) {
+        if (terms == kPartial) {
+          tile.for_each([&](auto& sum, int i) {
+            typename X::T* to = total + i * X::kLanes;
+            X::store(to, partial ? X::add(X::load(to), sum) : sum);
+            sum = X::zero();
+          });
+          partial = true;
+          terms = 0;
+        }
+        const int64_t count = min_of(left, kPartial - terms);
+        for (int64_t i = 0; i < count; i++, from++, weight += NV * X::kLanes) {
+          typename X::V w[NV];
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) w[v] = X::load(weight + v * X::kLanes);
+          for (int v = 0; v < NV; v++) w[v] = X::load(weight + v * X::kLanes);
 #pragma GCC unroll 2
-        for (int tr = 0; tr < TR; tr++) {
-          const typename X::T* at_row = from + tr * plan.out_row_step;
+          for (int tr = 0; tr < TR; tr++) {
+            const typename X::T* at_row = from + tr * plan.out_row_step;
 #pragma GCC unroll 12
-          for (int tc = 0; tc < TC; tc++) {
-            // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
-            const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
+            for (int tc = 0; tc < TC; tc++) {
+              // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
+              const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) sum[tr][tc][v] = X::fma(b, w[v], sum[tr][tc][v]);
+              for (int v = 0; v < NV; v++) tile.sum[tr][tc][v] = X::fma(b, w[v], tile.sum[tr][tc][v]);
+            }
           }
         }
+        left -= count;
+        terms += count;
       }
     }
+  }
+  if (partial) {
+    tile.for_each([&](auto& sum, int i) { sum = X::add(X::load(total + i * X::kLanes), sum); });
   }
 }
 
@@ -219,8 +252,9 @@ static inline void take_avg(typename X::V& value, typename X::V& code, typename 
 template <class X, int NV, int NW>
 static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
                         const typename X::T* weight, int64_t pw, const RowSink<X>& sink) {
-  typename X::V sum[2][2 * NW][NV];
-  convolve_tile<X, NV, 2, 2 * NW>(plan, p.R, in, weight, sum);
+  Tile<X, NV, 2, 2 * NW> tile;
+  convolve_tile(plan, p.R, in, weight, tile);
+  const auto& sum = tile.sum;
 #pragma GCC unroll 3
   for (int w = 0; w < NW; w++) {
 #pragma GCC unroll 2
@@ -252,13 +286,13 @@ static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
 template <class X, int NV, int TC>
 static void ring_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
                       const typename X::T* weight, const RowSink<X>& sink, typename X::T* out) {
-  typename X::V sum[1][TC][NV];
-  convolve_tile<X, NV, 1, TC>(plan, p.R, in, weight, sum);
+  Tile<X, NV, 1, TC> tile;
+  convolve_tile(plan, p.R, in, weight, tile);
 #pragma GCC unroll 12
   for (int tc = 0; tc < TC; tc++) {
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) {
-      auto value = sum[0][tc][v];
+      auto value = tile.sum[0][tc][v];
       if (sink.activate_first) value = sink.activated(value, v);
       X::store(out + (tc * NV + v) * X::kLanes, value);
     }

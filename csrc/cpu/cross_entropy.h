@@ -21,7 +21,7 @@ struct CrossEntropyArgs {
   const int64_t* target;   // [rows], or null if the targets are probabilities
   RowsView probabilities;  // [outer, inner, C], or null data
   const void* weight;      // [C] of the compute type, or null
-  double weight_sum;       // of weight, C if there is none
+  double weight_sum;       // of weight, C if there is none; for smoothing
   void* maximum;           // [rows] of the compute type: m
   void* sum;               // [rows] of the compute type: s
   void* loss;              // forward: [rows] of loss_dtype, or null if the loss is reduced

@@ -68,8 +68,8 @@ static void move_tile(const RowsView& view, const CrossEntropyParams& p, int64_t
   }
 }
 
-// counts, weight and picked of rows [row, row + n); the first row whose target is not a class, or
-// -1.
+// counts, weight and picked of rows [row, row + n).
+// Returns the first row whose target is not a class, or -1.
 template <class X, class IO>
 static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms, int64_t row,
                             int64_t n, const LanesScratch<X>& s) {
@@ -81,8 +81,7 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
     if (!target.valid) return row + i;
     s.counts[i] = target.counts ? 1 : 0;
     s.weight[i] = target.counts ? terms.weight_of(target.y) : 0;
-    const IO* picked = x + target.y * a.logits.class_stride;
-    X::store(s.picked + i, X::load(picked, 1), 1);
+    s.picked[i] = widen(x[target.y * a.logits.class_stride]);
     x += a.logits.inner_stride;
     if (++position == p.inner) {
       position = 0;
@@ -117,8 +116,8 @@ static CrossEntropySums forward_lanes(const CrossEntropyArgs& a, int64_t begin, 
       if constexpr (kTargets == Targets::kProbability) {
         move_tile<X, const IO, true>(a.probabilities, p, row, n, c0, classes, s.targets, width);
       }
-      for (int64_t i = 0; i < n;
-           i += X::kLanes) {  // columns beyond n hold numbers that nobody reads
+      // The last vector may reach beyond n, where whatever is computed is never read.
+      for (int64_t i = 0; i < n; i += X::kLanes) {
         const T* x = s.tile + i;
         const V before = c0 ? X::load(s.maximum + i) : minus_infinity<X>();
         V maximum = before;

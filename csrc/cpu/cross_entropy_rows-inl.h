@@ -111,8 +111,7 @@ static CrossEntropySums forward_rows(const CrossEntropyArgs& a, int64_t begin, i
     if constexpr (kTargets == Targets::kProbability) {
       loss = X::sum(running.mass) * log_sum - X::sum(running.dot);
     } else if (target.counts) {
-      T picked;
-      X::store(&picked, X::load(x + target.y, 1), 1);
+      const T picked = widen(x[target.y]);
       const T weight = terms.weight_of(target.y);
       loss = terms.share * weight * (static_cast<double>(maximum - picked) + log_sum);
       if constexpr (kTargets == Targets::kSmoothedIndex) {

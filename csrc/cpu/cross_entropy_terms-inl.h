@@ -135,6 +135,11 @@ struct IndexTarget {
   }
 };
 
+static inline float widen(float a) { return a; }
+static inline double widen(double a) { return a; }
+static inline float widen(BFloat16 a) { return to_float(a); }
+static inline float widen(Float16 a) { return to_float(a); }
+
 template <class IO>
 static inline IO* row_of(const RowsView& view, const CrossEntropyParams& p, int64_t row) {
   return static_cast<IO*>(view.data) + row / p.inner * view.outer_stride +

@@ -51,9 +51,9 @@ class TrainConfig:
 
     model: str = "tiny"
     seed: int = 0
-    epochs: int = 16
+    epochs: int = 20
     batch_size: int = 128
-    lr: float = 6e-3
+    lr: float = 5e-3
     weight_decay: float = 0.05
     warmup: float = 0.25
     label_smoothing: float = 0.05

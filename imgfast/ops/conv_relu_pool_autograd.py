@@ -109,9 +109,8 @@ def _derivative_backward(ctx, *grads):
     wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
     further = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not further:
-            inputs = [None if t is None else t.detach().requires_grad_(i in wanted)
-                      for i, t in enumerate(inputs)]  # fmt: skip
+        # Aliases: derivatives stop here, and do not follow what one input owes to another.
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
         grad_y, x, weight, y = inputs
         bare = spec._replace(activation="none", pool="none")
         conv_shape = conv_relu_pool_stock(x.to("meta"), weight.to("meta"), None, bare).shape

@@ -276,6 +276,7 @@ def _slower(spec, dtype, x_shape, weight_shape) -> str | None:
     """Where stock has been measured faster."""
     if spec.groups > 1 and weight_shape[0] // spec.groups < 8:
         return "stock is faster for groups of few filters"
-    if dtype is torch.bfloat16 and _has_matrix_units():
+    # Strided bfloat16 gradients crash oneDNN on such processors (torch 2.14.1: SIGILL at tilezero).
+    if dtype is torch.bfloat16 and spec.stride == (1, 1) and _has_matrix_units():
         return "stock is faster in bfloat16 on processors with matrix units"
     return None

@@ -21,8 +21,8 @@ def cross_entropy(
     reduction="mean",
     label_smoothing=0.0,
 ):
-    """Equals ``torch.nn.functional.cross_entropy`` of the same arguments, in one pass over ``input``
-    that stores no log-probabilities.
+    """Equals ``torch.nn.functional.cross_entropy`` of the same arguments, in one pass over
+    ``input`` that stores no log-probabilities.
 
     For class targets ``nll_loss(log_softmax(input, 1), target)``, for probability targets
     ``-(target * log_softmax(input, 1)).sum(1)``, with ``weight`` and ``label_smoothing`` as in
@@ -67,11 +67,12 @@ def cross_entropy(
         reduction = F._Reduction.legacy_get_string(size_average, reduce)
     compiling = torch.compiler.is_compiling()
     float_loss = torch.is_autocast_enabled("cpu")
-    if float_loss:
+    plain = compiling or _is_plain(input, target, weight)
+    if plain and float_loss:
         input, target = _autocast(input, target)
-    if not _has_kernel(
+    if not plain or not _has_kernel(
         input, target, weight, ignore_index, reduction, label_smoothing, float_loss
-    ) or not (compiling or _is_plain(input, target, weight)):
+    ):
         return F.cross_entropy(
             input,
             target,
@@ -101,6 +102,8 @@ def _has_kernel(input, target, weight, ignore_index, reduction, label_smoothing,
         and target.is_cpu
         and dtype in _DTYPES
         and reduction in _REDUCTIONS
+        and isinstance(ignore_index, int)
+        and isinstance(label_smoothing, (float, int))
         and label_smoothing <= 1
         and input.numel() > 0
     ):
@@ -109,9 +112,7 @@ def _has_kernel(input, target, weight, ignore_index, reduction, label_smoothing,
     if shape == target.shape:
         if target.dtype != dtype or ignore_index >= 0 or dim == 0:
             return False
-    elif target.dtype != torch.int64 or target.shape != (
-        shape[:1] + shape[2:] if dim > 1 else ()
-    ):
+    elif target.dtype != torch.int64 or target.shape != (shape[:1] + shape[2:] if dim > 1 else ()):
         return False
     if weight is None:
         return True
@@ -124,7 +125,7 @@ def _has_kernel(input, target, weight, ignore_index, reduction, label_smoothing,
 
 
 def _is_plain(input, target, weight):
-    """No subclass, and nobody watching who sees through torch's own operators only."""
+    """Tensors and no subclass, and nobody watching who sees through torch's own operators only."""
     return (
         type(input) in _PLAIN
         and type(target) in _PLAIN
@@ -140,8 +141,8 @@ def _widens_to_float(*tensors):
 
 
 def _autocast(input, target):
-    """cross_entropy is on autocast's float32 list. A kernel widens as it reads, so that only operands
-    of different dtypes are cast."""
+    """cross_entropy is on autocast's float32 list. A kernel widens as it reads, so that only
+    operands of different dtypes are cast."""
     if target.is_floating_point() and target.dtype != input.dtype:
         input, target = (t.float() if t.dtype in _HALVES else t for t in (input, target))
     return input, target

@@ -47,22 +47,23 @@ class _CrossEntropy(torch.autograd.Function):
 def _gradients(ctx, grad_loss):
     """At input, target and weight. Differentiable if gradients are being recorded."""
     input, target, weight, stats = ctx.saved_tensors
-    needs_input, needs_target, needs_weight = ctx.needs_input_grad[:3]
-    recording = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    if recording or needs_target or needs_weight:
-        grads = gradient_reference(grad_loss, input, target, weight, *ctx.options)
-        needs = ctx.needs_input_grad[:3]
-        return tuple(grad() if need else None for grad, need in zip(grads, needs, strict=True))
-    if not needs_input:
-        return None, None, None
-    with _below_autograd():
-        grad = _backward(grad_loss, input, target, weight, stats, *ctx.options)
-    return grad, None, None
+    grads = [None, None, None]
+    reference = list(ctx.needs_input_grad[:3])
+    if reference[0] and not (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    ):
+        reference[0] = False
+        with _below_autograd():
+            grads[0] = _backward(grad_loss, input, target, weight, stats, *ctx.options)
+    if any(reference):
+        formulas = gradient_reference(grad_loss, input, target, weight, *ctx.options)
+        for i in range(3):
+            if reference[i]:
+                grads[i] = formulas[i]()
+    return grads
 
 
-def gradient_reference(
-    grad_loss, input, target, weight, reduction, ignore_index, label_smoothing
-):
+def gradient_reference(grad_loss, input, target, weight, reduction, ignore_index, label_smoothing):
     """The gradients as compositions of torch's operators, for further derivatives.
 
     With the names of csrc/cross_entropy.h, and g the gradient at a row's loss::

@@ -83,6 +83,7 @@ def test_the_first_frame_of_an_animation_counts(tmp_path, shoe, kind):
     assert np.array_equal(load_picture(write(tmp_path / "moving", content), 28)[0], shoe)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_exif_rotation_is_applied_and_broken_exif_is_harmless(tmp_path, shoe):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved is loaded, anything else is refused, and a kill leaves one whole."""
 
+import ast
 import hashlib
 import json
 import os
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+import imgfast
 from imgfast.engine import CheckpointError, load_checkpoint, save_checkpoint
 from imgfast.engine.checkpoint import MAX_HEADER_BYTES
 from imgfast.models import build_classifier, classifier_config
@@ -82,6 +85,21 @@ def test_a_renamed_pickle_is_refused_and_not_run(tmp_path):
     with pytest.raises(CheckpointError, match="must be a safetensors file"):
         load_checkpoint(path)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_nothing_in_the_package_unpickles():
+    loaders = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+    files = list(Path(imgfast.__path__[0]).rglob("*.py"))
+    assert len(files) > 20
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                assert not loaders & {name.name.split(".")[0] for name in node.names}, file
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in loaders, file
+            elif isinstance(node, ast.Attribute) and node.attr == "load":
+                # torch.load and numpy.load; safetensors.torch.load holds no code.
+                assert ast.unparse(node.value) not in {"torch", "np", "numpy"}, file
 
 
 def test_truncation_anywhere_is_refused(saved):

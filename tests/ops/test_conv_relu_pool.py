@@ -1,0 +1,341 @@
+"""Values and gradients of conv_relu_pool at the edges of its tiles, layouts, dtypes and rules."""
+
+import copy
+
+import pytest
+import torch
+from ops.conv_cases import assert_near, check, exact, gradients, lay_out, make, stock
+
+import imgfast
+
+ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "none")
+POOLS = ("max", "avg", "none")
+LAYOUTS = ("nchw", "channels_last", "transposed", "offset")
+
+
+# Vectors hold 4, 8 or 16 lanes, a block of filters two vectors, a block of channels 16 or 32.
+@pytest.mark.parametrize("channels", [1, 3, 4, 15, 16, 17, 31, 32, 33, 48, 64])
+@pytest.mark.parametrize("filters", [1, 3, 8, 15, 16, 17, 33, 64])
+def test_channels_and_filters(channels, filters):
+    check(*make(2, channels, 6, 6, filters, 3, 3), padding=1)
+
+
+# A tile covers up to 6 or 12 columns, or 3 windows.
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("width", [2, 3, 5, 6, 7, 11, 12, 13, 14, 23, 26])
+def test_map_sizes(width, pool):
+    check(*make(2, 3, width + 1, width, 17, 3, 3), padding=1, pool=pool)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [3, 16, 20])
+def test_layouts_and_dtypes(dtype, layout, channels):
+    check(*make(2, channels, 9, 10, 18, 3, 3, dtype=dtype, layout=layout), padding=1)
+
+
+@pytest.mark.parametrize("weight_layout", LAYOUTS)
+def test_weight_layouts(weight_layout):
+    x, weight, bias = make(2, 5, 8, 8, 18, 3, 3)
+    check(x, lay_out(weight, weight_layout), bias, padding=1)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation, pool, layout):
+    check(*make(2, 4, 8, 9, 20, 3, 3, layout=layout), padding=1, activation=activation, pool=pool)
+
+
+@pytest.mark.parametrize("filter_size", [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (7, 1), (2, 4)])
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
+@pytest.mark.parametrize("channels", [3, 33])
+def test_filters_and_strides(filter_size, stride, channels):
+    x, weight, bias = make(1, channels, 15, 13, 9, *filter_size)
+    check(x, weight, bias, stride=stride, padding=tuple(size // 2 for size in filter_size))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3, (4, 0), "same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+def test_padding_and_dilation(padding, dilation):
+    check(*make(2, 3, 11, 12, 10, 3, 3), padding=padding, dilation=dilation)
+
+
+@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"pool_size": 2},
+        {"pool_size": 2, "pool_stride": 1},
+        {"pool_size": 2, "pool_padding": 1},
+        {"pool_size": 2, "ceil_mode": True},
+        {"pool_size": 1},
+        {"pool_size": 1, "pool_stride": 2},
+        {"pool_size": 3},
+        {"pool_size": 3, "pool_stride": 1},
+        {"pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+        {"pool_size": 3, "pool_stride": 2, "pool_padding": 1, "ceil_mode": True},
+        {"pool_size": (2, 3), "pool_stride": (3, 1), "pool_padding": (0, 1)},
+        {"pool_size": (11, 9)},
+        {"pool_size": 3, "pool_padding": 1, "count_include_pad": False},
+    ],
+    ids=str,
+)
+def test_windows(pool, window):
+    check(*make(2, 3, 11, 9, 10, 3, 3), padding=1, pool=pool, **window)
+
+
+@pytest.mark.parametrize("dilation", [2, (1, 3)])
+def test_dilated_windows(dilation):
+    check(*make(2, 3, 11, 12, 10, 3, 3), padding=1, pool_dilation=dilation, pool_stride=1)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_groups(groups):
+    check(*make(2, 6, 8, 8, 18, 3, 3, groups=groups), padding=1, groups=groups)
+
+
+def test_depthwise_is_left_to_stock():
+    x, weight, bias = make(2, 16, 8, 8, 16, 3, 3, groups=16)
+    assert imgfast.dispatch_info(x, weight, bias, groups=16).name == "stock"
+    check(x, weight, bias, groups=16, padding=1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 257])
+def test_batches(batch):
+    check(*make(batch, 3, 5, 5, 8, 3, 3), padding=1)
+
+
+def test_empty_batch():
+    x, weight, bias = make(0, 3, 6, 6, 8, 3, 3)
+    y = imgfast.conv_relu_pool(x, weight.requires_grad_(), bias)
+    assert y.shape == (0, 8, 2, 2)
+    y.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_unbatched():
+    x, weight, bias = make(1, 3, 6, 6, 8, 3, 3)
+    y = imgfast.conv_relu_pool(x[0], weight, bias)
+    assert torch.equal(y, stock(x[0], weight, bias))
+
+
+def test_without_bias():
+    check(*make(2, 3, 8, 8, 10, 3, 3, bias=False), padding=1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_first_of_equal_values_wins(training):
+    x = torch.zeros(1, 1, 4, 4)
+    weight = torch.ones(1, 1, 1, 1, requires_grad=training)
+    x.requires_grad_(training)
+    y = imgfast.conv_relu_pool(x, weight, torch.ones(1))
+    assert torch.equal(y, torch.ones(1, 1, 2, 2))
+    if training:
+        y.sum().backward()
+        first = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(2, 2)
+        assert torch.equal(x.grad[0, 0], first)
+
+
+def test_no_gradient_at_zero():
+    x = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    imgfast.conv_relu_pool(x, torch.ones(1, 1, 1, 1)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh", "none"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (5, 5)])
+@pytest.mark.parametrize("pool", ["max", "none"])
+def test_not_finite(value, place, activation, pool):
+    x, weight, bias = make(1, 3, 6, 6, 18, 3, 3)
+    x[0, 1][place] = value
+    options = {"padding": 1, "activation": activation, "pool": pool}
+    assert_near(
+        imgfast.conv_relu_pool(x, weight, bias, **options),
+        stock(x.double(), weight.double(), bias.double(), **options).float(),
+        "y",
+    )
+
+
+def test_gradient_of_infinity_stays_in_its_patch():
+    x, weight, _ = make(1, 3, 8, 8, 18, 3, 3)
+    x.requires_grad_()
+    y = imgfast.conv_relu_pool(x, weight, activation="none")
+    grad_y = torch.zeros_like(y)
+    grad_y[0, 0, 0, 0] = float("inf")
+    (grad_x,) = torch.autograd.grad(y, x, grad_y)
+    assert grad_x[0, :, 4:].eq(0).all() and grad_x[0, :, :, 4:].eq(0).all()
+
+
+# Any subset of (x, weight, bias).
+@pytest.mark.parametrize("subset", range(1, 8))
+@pytest.mark.parametrize("pool", POOLS)
+def test_only_what_is_asked_for(subset, pool):
+    tensors = make(2, 3, 6, 6, 10, 3, 3)
+    options = {"padding": 1, "pool": pool}
+    _, reference = gradients(stock, [t.double() for t in tensors], torch.ones_like, **options)
+    leaves = [t.requires_grad_(bool(subset >> i & 1)) for i, t in enumerate(tensors)]
+    imgfast.conv_relu_pool(*leaves, **options).sum().backward()
+    for i, (leaf, grad) in enumerate(zip(leaves, reference, strict=True)):
+        if subset >> i & 1:
+            assert_near(leaf.grad, grad, f"gradient {i}")
+        else:
+            assert leaf.grad is None
+
+
+def test_what_is_kept_for_backward():
+    """x, weight and one byte a pooled output; stock keeps 5.6 times as much for this layer."""
+    x, weight, bias = make(2, 64, 32, 32, 128, 3, 3, layout="channels_last")
+    weight.requires_grad_()
+    kept = {}
+
+    def pack(t):
+        kept[t.data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = imgfast.conv_relu_pool(x, weight, bias, padding=1)
+    outside = x.untyped_storage().nbytes() + weight.untyped_storage().nbytes()
+    assert sum(kept.values()) - outside == y.numel()
+
+
+def test_gradients_keep_layouts():
+    x, weight, bias = make(2, 8, 8, 8, 18, 3, 3, layout="channels_last")
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    _, (grad_x, grad_weight, _) = gradients(
+        imgfast.conv_relu_pool, (x, weight, bias), torch.ones_like, padding=1
+    )
+    assert grad_x.is_contiguous(memory_format=torch.channels_last)
+    assert grad_weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_divide_images(threads):
+    """Rows of one image on several threads, and the same bits every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tensors = make(1, 16, 40, 40, 32, 3, 3)
+        check(*tensors, padding=1)
+        check(*tensors, padding=1, pool_size=3, pool_stride=2, pool_padding=1)
+        options = {"padding": 1}
+        tensors = [torch.randn_like(t) for t in tensors]
+        _, once = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
+        _, again = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": (2, 4, 8, 8)},
+        {"x": (2, 8, 8)},
+        {"x": (8, 8)},
+        {"weight": (8, 3, 3)},
+        {"bias": (7,)},
+        {"x": (2, 3, 2, 2)},
+        {"dtype": torch.int64},
+        {"stride": 0},
+        {"padding": -1},
+        {"dilation": 0},
+        {"groups": 2},
+        {"padding": "same", "stride": 2},
+        {"padding": "full"},
+        {"pool_padding": 2},
+        {"pool_size": 0},
+        {"pool_size": 9},
+        {"pool_stride": 0},
+        {"stride": (1, 2, 3)},
+    ],
+    ids=str,
+)
+def test_errors_are_those_of_stock(change):
+    options = {k: v for k, v in change.items() if k not in ("x", "weight", "bias", "dtype")}
+    x = torch.zeros(change.get("x", (2, 3, 8, 8)), dtype=change.get("dtype", torch.float32))
+    weight, bias = torch.zeros(change.get("weight", (8, 3, 3, 3))), torch.zeros(change.get("bias", (8,)))
+    with pytest.raises(Exception) as expected:
+        stock(x, weight, bias, **options)
+    with pytest.raises(type(expected.value)):
+        imgfast.conv_relu_pool(x, weight, bias, **options)
+
+
+def test_errors_of_its_own():
+    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3)
+    for options, text in (
+        ({"activation": "mish"}, "activation must be one of .*got 'mish'"),
+        ({"pool": "min"}, "pool must be one of .*got 'min'"),
+        ({"algorithm": "magic"}, "algorithm must be one of .*got 'magic'"),
+        ({"pool": "avg", "pool_dilation": 2}, "pool_dilation must be 1 for pool='avg'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            imgfast.conv_relu_pool(x, weight, bias, **options)
+    with pytest.raises(RuntimeError, match="algorithm='direct' has no kernel here: .*int32"):
+        imgfast.conv_relu_pool(x.int(), weight.int(), None, algorithm="direct")
+
+
+def test_operator_guards_itself():
+    """torch.ops.imgfast.conv_relu_pool may be called directly, with anything."""
+    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3)
+    geometry = [1, 1, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0, 1]
+    call = torch.ops.imgfast.conv_relu_pool
+    assert torch.equal(call(x, weight, bias, geometry, False)[0], stock(x, weight, bias))
+    for arguments, text in (
+        ((x, weight[:, :2], bias), "weight must have C / groups = 3 input channels, got 2"),
+        ((x, weight.double(), bias), "weight must have the dtype of x"),
+        ((x, weight, bias[:5]), r"bias must be \[K = 8\]"),
+        ((x[..., :2], weight, bias), "larger than the padded input"),
+        ((x[0], weight, bias), r"x must be \[N, C, H, W\]"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            call(*arguments, geometry, False)
+    for place in range(len(geometry) - 2):  # the last two are flags
+        broken = copy.copy(geometry)
+        broken[place] = -3
+        with pytest.raises(RuntimeError, match="conv_relu_pool"):
+            call(x, weight, bias, broken, False)
+    with pytest.raises(RuntimeError, match="geometry must have 19 numbers"):
+        call(x, weight, bias, geometry[:-1], False)
+
+
+def test_dispatch_info():
+    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3)
+    info = imgfast.dispatch_info(x, weight, bias)
+    assert (info.name, info.isa) == ("direct", imgfast._C.cpu_isa())
+    assert imgfast.dispatch_info(x, weight, bias, algorithm="stock").reason == "asked for"
+    assert "dtype" in imgfast.dispatch_info(x, weight.double(), bias).reason
+    assert "meta" in imgfast.dispatch_info(*(t.to("meta") for t in (x, weight, bias))).reason
+    trained = imgfast.dispatch_info(x, weight.requires_grad_(), bias, activation="gelu")
+    assert trained.name == "stock" and "gelu" in trained.reason
+
+
+def test_environment_forces_the_algorithm(monkeypatch):
+    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3)
+    monkeypatch.setenv("IMGFAST_ALGORITHM", "stock")
+    assert imgfast.dispatch_info(x, weight, bias).name == "stock"
+
+
+def test_accuracy_is_stocks_or_better():
+    """On data that rounds, the error against float64 is at most twice stock's, plus one unit."""
+    for seed, (c, k) in enumerate(((3, 32), (64, 64), (256, 32))):
+        torch.manual_seed(seed)
+        x, weight, bias = torch.randn(2, c, 16, 16), torch.randn(k, c, 3, 3), torch.randn(k)
+        wide = stock(x.double(), weight.double(), bias.double())
+        ours = (imgfast.conv_relu_pool(x, weight, bias) - wide).abs().max()
+        theirs = (stock(x, weight, bias) - wide).abs().max()
+        assert ours <= 2 * theirs + 2**-23 * wide.abs().max()
+
+
+def test_layer_is_a_drop_in():
+    options = {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"}
+    layer = imgfast.nn.ConvReLUPool2d(3, 10, **options)
+    conv = torch.nn.Conv2d(3, 10, **options)
+    conv.load_state_dict(layer.state_dict())
+    x = exact((2, 3, 8, 8), 0)
+    expected = torch.nn.functional.max_pool2d(conv(x).relu(), 2)
+    torch.testing.assert_close(layer(x), expected)
+    assert "activation=relu, pool=max, pool_size=2" in repr(layer)
+    again = copy.deepcopy(layer)
+    assert torch.equal(again(x), layer(x))
