@@ -173,7 +173,9 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                       (p.pool == Pool::kAvg && p.pool_h * p.pool_w <= kMaxAvgWindow),
                   "conv_relu_pool: codes exist for max pools, and for avg pools of at most ", kMaxAvgWindow,
                   " positions");
-  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight));
+  // A convolution output that is dense in both layouts loses channels_last in stock's activation.
+  const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
+  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight) && !both);
   Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
   if (bias) {
