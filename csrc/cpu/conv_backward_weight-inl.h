@@ -33,7 +33,8 @@ struct BackwardWeightPlan {
     }
     strip_rows = input_rows(p, rows);
     windows = rows * p.PW;
-    capacity = windows * (p.pool == Pool::kAvg ? p.pool_h * p.pool_w : 1);
+    // An odd number of cache lines, so that the lists' ends, all written at once, do not share one cache set.
+    capacity = (ceil_div(windows * (p.pool == Pool::kAvg ? p.pool_h * p.pool_w : 1), 16) | 1) * 16;
   }
 
   int64_t input_rows(const ConvReLUPoolParams& p, int64_t pooled_rows) const {

@@ -124,6 +124,18 @@ static CrossEntropySums forward_lanes(const CrossEntropyArgs& a, int64_t begin, 
         for (int64_t c = 0; c < classes; c++) maximum = X::max(X::load(x + c * width), maximum);
         const V reference = reference_of<X>(maximum);
 
+        auto block = RunningSums<X, kTargets>::nothing();
+        for (int64_t c = 0; c < classes; c++) {
+          const V d = X::sub(X::load(x + c * width), reference);
+          block.sum = X::add(block.sum, exp_of_difference(X{}, d));
+          if constexpr (block.kWeighs) {
+            V u = X::set1(terms.weight_of(c0 + c));
+            if constexpr (kTargets == Targets::kProbability) {
+              u = terms.probability_term(X::load(s.targets + c * width + i), u);
+            }
+            block.weigh(u, d);
+          }
+        }
         auto running = RunningSums<X, kTargets>::nothing();
         if (c0) {
           running.sum = X::load(s.sum + i);
@@ -133,17 +145,7 @@ static CrossEntropySums forward_lanes(const CrossEntropyArgs& a, int64_t begin, 
           }
           running.rescale(before, reference);
         }
-        for (int64_t c = 0; c < classes; c++) {
-          const V d = X::sub(X::load(x + c * width), reference);
-          running.sum = X::add(running.sum, exp_of_difference(X{}, d));
-          if constexpr (running.kWeighs) {
-            V u = X::set1(terms.weight_of(c0 + c));
-            if constexpr (kTargets == Targets::kProbability) {
-              u = terms.probability_term(X::load(s.targets + c * width + i), u);
-            }
-            running.weigh(u, d);
-          }
-        }
+        running.add(block);
         X::store(s.maximum + i, maximum);
         X::store(s.sum + i, running.sum);
         if constexpr (running.kWeighs) {

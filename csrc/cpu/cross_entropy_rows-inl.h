@@ -82,25 +82,27 @@ static CrossEntropySums forward_rows(const CrossEntropyArgs& a, int64_t begin, i
       const V before = X::set1(maximum);
       maximum = maximum_of<X>(x + c0, end_class - c0, maximum);
       const V reference = reference_of<X>(X::set1(maximum));
-      if (c0) running.rescale(before, reference);
+      auto block = RunningSums<X, kTargets>::nothing();
       int64_t c = c0;
       for (; c + kL <= end_class; c += kL) {
         const V d = X::sub(X::load(x + c), reference);
-        running.sum = X::add(running.sum, exp_of_difference(X{}, d));
-        if constexpr (running.kWeighs) {
-          running.weigh(class_weights<X, IO, kTargets>(terms, probabilities, c, kL), d);
+        block.sum = X::add(block.sum, exp_of_difference(X{}, d));
+        if constexpr (block.kWeighs) {
+          block.weigh(class_weights<X, IO, kTargets>(terms, probabilities, c, kL), d);
         }
       }
       if (c < end_class) {
         const int n = static_cast<int>(end_class - c);
         const V last = load_tail<X>(x + c, n, -__builtin_inff());
-        running.sum = X::add(running.sum, exp_of_difference(X{}, X::sub(last, reference)));
-        if constexpr (running.kWeighs) {  // no weight beyond the row, but 0 * -inf would be NaN
+        block.sum = X::add(block.sum, exp_of_difference(X{}, X::sub(last, reference)));
+        if constexpr (block.kWeighs) {  // no weight beyond the row, but 0 * -inf would be NaN
           const V d = load_tail<X>(x + c, n, maximum == -__builtin_inff() ? 0 : maximum);
-          running.weigh(class_weights<X, IO, kTargets>(terms, probabilities, c, n),
-                        X::sub(d, reference));
+          block.weigh(class_weights<X, IO, kTargets>(terms, probabilities, c, n),
+                      X::sub(d, reference));
         }
       }
+      if (c0) running.rescale(before, reference);
+      running.add(block);
     }
 
     const T sum = X::sum(running.sum);

@@ -95,6 +95,13 @@ struct RunningSums {
     }
   }
 
+  // Blocks are summed apart and then together: the error of 20000 terms in a row would show.
+  void add(const RunningSums& block) {
+    sum = X::add(sum, block.sum);
+    dot = X::add(dot, block.dot);
+    mass = X::add(mass, block.mass);
+  }
+
   void weigh(V u, V d) {
     dot = X::fma(u, d, dot);
     mass = X::add(mass, u);
