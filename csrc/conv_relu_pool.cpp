@@ -24,6 +24,9 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kUnitBytes = 128 << 10;  // input rows that one unit of forward work stages
 constexpr int64_t kUnitsPerThread = 4;     // so that the last ones finish together
+constexpr int64_t kWinogradPoints = 36;     // of a 4 x 4 tile
+constexpr int64_t kWinogradTiles = 48;      // of a unit, at most
+constexpr int64_t kWinogradBytes = 1 << 20;  // of their transformed inputs
 constexpr int64_t kWorthAThread = 1 << 16;  // multiply-adds below which a thread does not pay
 
 DType dtype_of(const Tensor& x) {
@@ -90,6 +93,9 @@ ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints
   p.activation = static_cast<Activation>(geometry[kActivation]);
   p.pool = static_cast<Pool>(geometry[kPool]);
   p.count_include_pad = geometry[kCountIncludePad];
+  STD_TORCH_CHECK(geometry[kAlgorithm] >= 0 && geometry[kAlgorithm] <= static_cast<int>(Algorithm::kWinograd),
+                  "conv_relu_pool: unknown algorithm");
+  p.algorithm = static_cast<Algorithm>(geometry[kAlgorithm]);
   if (p.pool == Pool::kNone) {
     p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = p.pool_dilation_h = p.pool_dilation_w = 1;
     p.PH = p.P, p.PW = p.Q;
@@ -155,15 +161,45 @@ int64_t threads_for(int64_t work) {
   return std::clamp<int64_t>(work / kWorthAThread, 1, torch::stable::get_num_threads());
 }
 
-int64_t unit_rows_for(const ConvReLUPoolParams& p, int64_t element) {
-  const int64_t wanted = kUnitsPerThread * torch::stable::get_num_threads();
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Pooled rows of a unit of direct work: few enough to stay in cache and to keep every thread busy.
+int64_t direct_unit_rows(const ConvReLUPoolParams& p, int64_t element) {
+  const int64_t threads = torch::stable::get_num_threads();
   const int64_t row_bytes = (p.W + 2 * p.padding_w) * (p.C / p.groups) * element;
   int64_t rows = p.PH;
   while (rows > 1 && (rows * p.pool_stride_h * p.stride_h * row_bytes > kUnitBytes ||
-                      (wanted > kUnitsPerThread && p.N * p.groups * ((p.PH + rows - 1) / rows) < wanted))) {
+                      (threads > 1 && p.N * p.groups * ceil_div(p.PH, rows) < kUnitsPerThread * threads))) {
     rows = (rows + 1) / 2;
   }
   return rows;
+}
+
+int64_t winograd_tile_rows(const ConvReLUPoolParams& p) {
+  return p.N * ceil_div(p.pool == Pool::kNone ? p.P : 2 * p.PH, 4);
+}
+
+// Rows of tiles of a unit of Winograd work: many tiles share one reading of the transformed filters, if they leave the
+// threads enough units and fit the cache.
+int64_t winograd_unit_rows(const ConvReLUPoolParams& p) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t row_tiles = ceil_div(p.pool == Pool::kNone ? p.Q : 2 * p.PW, 4);
+  const int64_t tile_bytes = kWinogradPoints * (p.C / p.groups) * 4;
+  const int64_t tiles = std::clamp<int64_t>(kWinogradBytes / tile_bytes, kWinogradTiles / 4, kWinogradTiles);
+  int64_t rows = std::max<int64_t>(1, tiles / row_tiles);
+  while (rows > 1 && threads > 1 && p.groups * ceil_div(winograd_tile_rows(p), rows) < kUnitsPerThread * threads) {
+    rows = (rows + 1) / 2;
+  }
+  return rows;
+}
+
+bool fits_winograd(const ConvReLUPoolParams& p) {
+  const bool filter = p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+                      p.dilation_w == 1;
+  const bool windows = p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 && p.pool_stride_w == 2 &&
+                       p.pool_padding_h == 0 && p.pool_padding_w == 0 && p.pool_dilation_h == 1 &&
+                       p.pool_dilation_w == 1 && 2 * p.PH <= p.P && 2 * p.PW <= p.Q;
+  return filter && (windows || p.pool == Pool::kNone);
 }
 
 std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -176,6 +212,8 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   // A convolution output that is dense in both layouts loses channels_last in stock's activation.
   const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
   Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight) && !both);
+  STD_TORCH_CHECK(p.algorithm == Algorithm::kDirect || fits_winograd(p),
+                  "conv_relu_pool: Winograd needs 3 x 3 filters of stride 1 before 2 x 2 windows or no pool");
   Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
   if (bias) {
@@ -192,17 +230,26 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   args.bias = dense_bias ? dense_bias->data_ptr() : nullptr;
   args.y = view(y);
   args.codes = save_codes ? static_cast<uint8_t*>(codes.data_ptr()) : nullptr;
-  args.unit_rows = unit_rows_for(p, args.dtype == DType::kFloat64 ? 8 : 4);
 
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
-  args.packed_weight = shared_buffer.reserve(kernels.forward_pack_size(args));
-  kernels.forward_pack(args);
-  const int64_t scratch = kernels.forward_scratch(args);
-  const int64_t parts = (p.PH + args.unit_rows - 1) / args.unit_rows;
-  const int64_t grain = std::max<int64_t>(1, kWorthAThread / (work_per_row(p) / p.groups * args.unit_rows));
-  torch::stable::parallel_for(0, p.N * p.groups * parts, grain, [&](int64_t begin, int64_t end) {
-    kernels.forward(args, begin, end, thread_buffer.reserve(scratch));
-  });
+  const auto run = [&](auto pack_size, auto pack, auto scratch_size, auto forward, int64_t units) {
+    args.packed_weight = shared_buffer.reserve(pack_size(args));
+    pack(args);
+    const int64_t scratch = scratch_size(args);
+    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
+    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+      forward(args, begin, end, thread_buffer.reserve(scratch));
+    });
+  };
+  if (p.algorithm == Algorithm::kWinograd) {
+    args.unit_rows = winograd_unit_rows(p);
+    run(kernels.winograd_pack_size, kernels.winograd_pack, kernels.winograd_scratch, kernels.winograd,
+        p.groups * ceil_div(winograd_tile_rows(p), args.unit_rows));
+  } else {
+    args.unit_rows = direct_unit_rows(p, args.dtype == DType::kFloat64 ? 8 : 4);
+    run(kernels.forward_pack_size, kernels.forward_pack, kernels.forward_scratch, kernels.forward,
+        p.N * p.groups * ceil_div(p.PH, args.unit_rows));
+  }
   return {y, codes};
 }
 

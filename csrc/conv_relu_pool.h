@@ -13,6 +13,7 @@ namespace imgfast {
 
 enum class Activation : int8_t { kNone, kReLU, kLeakyReLU, kSigmoid, kTanh, kGELU, kSiLU };
 enum class Pool : int8_t { kNone, kMax, kAvg };
+enum class Algorithm : int8_t { kDirect, kWinograd };
 
 inline constexpr double kLeakyReLUSlope = 0.01;  // torch.nn.LeakyReLU's default
 
@@ -29,6 +30,7 @@ enum Geometry {
   kActivation, kPool,  // the numbers of the enums above
   kPoolH, kPoolW, kPoolStrideH, kPoolStrideW, kPoolPaddingH, kPoolPaddingW, kPoolDilationH, kPoolDilationW,
   kCeilMode, kCountIncludePad,
+  kAlgorithm,
   kGeometrySize
 };
 
@@ -43,6 +45,7 @@ struct ConvReLUPoolParams {
   bool ceil_mode, count_include_pad;
   int64_t PH, PW;                          // y [N, K, PH, PW]
   Activation activation;
+  Algorithm algorithm;
 };
 
 }  // namespace imgfast

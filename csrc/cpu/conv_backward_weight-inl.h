@@ -268,7 +268,7 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
           T* strip = s.strip + b * plan.strip_block();
           stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
                              min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h, input_rows,
-                             p.padding_w, plan.width, taps.block, strip);
+                             -p.padding_w, plan.width, taps.block, strip);
           accumulate_block(p, plan, s, strip, weight + k0 * plan.filter_size() + b * taps.padded_filter());
         }
       }

@@ -8,8 +8,9 @@
 // channels is as dense as any other.
 #pragma once
 
+#include "conv_pool-inl.h"
 #include "conv_rows-inl.h"
-#include "math-inl.h"
+#include "conv_tile-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
@@ -27,8 +28,7 @@ struct ForwardPlan {
   bool activate_first;           // the pool needs activated values
   int64_t columns;               // convolution columns that are computed
 
-  // Steps through a strip, in elements.
-  int64_t col_step, out_row_step, tap_row_step, segments, segment, segment_step;
+  Reduction reduction;           // of one output, through a strip
 
   explicit ForwardPlan(const ConvForwardArgs& a) {
     const ConvReLUPoolParams& p = *a.params;
@@ -48,12 +48,14 @@ struct ForwardPlan {
     const int64_t conv_rows = (min_of(a.unit_rows, p.PH) - 1) * p.pool_stride_h + span_h;
     rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
 
-    col_step = p.stride_w * C;
-    out_row_step = p.stride_h * width * C;
-    tap_row_step = p.dilation_h * width * C;
-    segments = p.dilation_w == 1 ? 1 : p.S;
-    segment = p.dilation_w == 1 ? p.S * C : C;
-    segment_step = p.dilation_w * C;
+    const bool dilated = p.dilation_w != 1;
+    reduction = {.rows = p.R,
+                 .row_step = p.dilation_h * width * C,
+                 .segments = dilated ? p.S : 1,
+                 .segment_step = p.dilation_w * C,
+                 .length = dilated ? C : p.S * C,
+                 .out_row_step = p.stride_h * width * C,
+                 .col_step = p.stride_w * C};
   }
 
   // The packed filters of a group, then its bias.
@@ -90,25 +92,6 @@ static int64_t conv_forward_scratch(const ConvForwardArgs& a) {
   });
 }
 
-// [R][S][C][lanes] from the weights of one block of filters.
-template <class X, class IO>
-static void pack_filters(const ConvReLUPoolParams& p, const View4& weight, const IO* from, int64_t C, int64_t valid,
-                         int64_t lanes, typename X::T* out) {
-  if (valid < lanes) fill_zero(out, p.R * p.S * C * lanes);
-  const int64_t* stride = weight.stride;
-  if (stride[3] == 1 && stride[2] == p.S) {  // the taps of a channel are contiguous
-    for (int64_t c = 0; c < C; c++) {
-      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, p.R * p.S, valid);
-    }
-    return;
-  }
-  for (int64_t r = 0; r < p.R; r++) {
-    for (int64_t s = 0; s < p.S; s++, out += C * lanes) {
-      copy_matrix<X>(from + r * stride[2] + s * stride[3], stride[1], stride[0], out, lanes, 1, C, valid);
-    }
-  }
-}
-
 // [group][filter block][R][S][C][lanes of the block], then the bias, both padded with zero filters.
 static void conv_forward_pack(const ConvForwardArgs& a) {
   with_dtype(a.dtype, [&](auto x, auto io) {
@@ -130,164 +113,29 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
   });
 }
 
-// Sums of TR rows x TC columns x NV vectors of filters.
-template <class X, int NV, int TR, int TC>
-struct Tile {
-  typename X::V sum[TR][TC][NV];
-
-  template <class Function>
-  [[gnu::always_inline]] inline void for_each(Function function) {
-#pragma GCC unroll 2
-    for (int tr = 0; tr < TR; tr++) {
-#pragma GCC unroll 12
-      for (int tc = 0; tc < TC; tc++) {
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) function(sum[tr][tc][v], (tr * TC + tc) * NV + v);
-      }
-    }
-  }
-};
-
-// in: the strip at the tile's first tap. A long reduction is cut into partial sums of kPartial terms, as the error of a
-// sum grows with its length; they are added up in memory, which costs one visit in kPartial.
-template <class X, int NV, int TR, int TC>
-[[gnu::always_inline]] static inline void convolve_tile(const ForwardPlan<X>& plan, int64_t R,
-                                                        const typename X::T* in, const typename X::T* weight,
-                                                        Tile<X, NV, TR, TC>& tile) {
-  constexpr int64_t kPartial = 256;
-  typename X::T total[TR * TC * NV * X::kLanes];
-  bool partial = false;
-  int64_t terms = 0;
-  tile.for_each([](auto& sum, int) { sum = X::zero(); });
-  const int64_t step = plan.col_step, step3 = 3 * step;
-  for (int64_t r = 0; r < R; r++) {
-    for (int64_t segment = 0; segment < plan.segments; segment++) {
-      const typename X::T* from = in + r * plan.tap_row_step + segment * plan.segment_step;
-      for (int64_t left = plan.segment; left > 0;) {
-        if (terms == kPartial) {
-          tile.for_each([&](auto& sum, int i) {
-            typename X::T* to = total + i * X::kLanes;
-            X::store(to, partial ? X::add(X::load(to), sum) : sum);
-            sum = X::zero();
-          });
-          partial = true;
-          terms = 0;
-        }
-        const int64_t count = min_of(left, kPartial - terms);
-        for (int64_t i = 0; i < count; i++, from++, weight += NV * X::kLanes) {
-          typename X::V w[NV];
-#pragma GCC unroll 2
-          for (int v = 0; v < NV; v++) w[v] = X::load(weight + v * X::kLanes);
-#pragma GCC unroll 2
-          for (int tr = 0; tr < TR; tr++) {
-            const typename X::T* at_row = from + tr * plan.out_row_step;
-#pragma GCC unroll 12
-            for (int tc = 0; tc < TC; tc++) {
-              // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
-              const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
-#pragma GCC unroll 2
-              for (int v = 0; v < NV; v++) tile.sum[tr][tc][v] = X::fma(b, w[v], tile.sum[tr][tc][v]);
-            }
-          }
-        }
-        left -= count;
-        terms += count;
-      }
-    }
-  }
-  if (partial) {
-    tile.for_each([&](auto& sum, int i) { sum = X::add(X::load(total + i * X::kLanes), sum); });
-  }
-}
-
-// One pooled row of one block of filters: where results go, and what becomes of a pooled vector.
-template <class X>
-struct RowSink {
-  using V = typename X::V;
-  typename X::T* row;            // [PW][lanes]
-  uint8_t* codes;                // [PW][K] at the block's first filter, or null
-  int64_t code_step, lanes, valid;
-  const typename X::T* bias;     // [lanes]
-  Activation activation;
-  bool activate_first;
-
-  V activated(V sum, int v) const { return activate<X>(activation, X::add(sum, X::load(bias + v * X::kLanes))); }
-
-  void put(int64_t pw, int v, V value, V code) const {
-    if (!activate_first) {
-      const V argument = X::add(value, X::load(bias + v * X::kLanes));
-      value = activate<X>(activation, argument);
-      code = X::blend(X::ge(X::zero(), argument), X::add(code, X::set1(kBlocked)), code);
-    }
-    X::store(row + pw * lanes + v * X::kLanes, value);
-    const int64_t left = valid - v * X::kLanes;
-    if (codes && left > 0) {
-      uint8_t* to = codes + pw * code_step + v * X::kLanes;
-      if (left >= X::kLanes) {
-        X::store(to, code);
-      } else {
-        X::store(to, code, static_cast<int>(left));
-      }
-    }
-  }
-};
-
-// The tie rule, once: a later position wins only if it is greater or NaN. At equal values the first stays.
-template <class X>
-static inline void take_max(typename X::V& value, typename X::V& code, typename X::V candidate, int position) {
-  const auto wins = X::either(X::gt(candidate, value), X::is_nan(candidate));
-  value = X::blend(wins, candidate, value);
-  code = X::blend(wins, X::set1(static_cast<typename X::T>(position)), code);
-}
-
-// One term of an average, and its bit of the code.
-template <class X>
-static inline void take_avg(typename X::V& value, typename X::V& code, typename X::V term, int position) {
-  value = X::add(value, term);
-  const auto bit = X::set1(static_cast<typename X::T>(position < kMaxAvgWindow ? 1 << position : 0));
-  code = X::add(code, X::blend(X::ge(X::zero(), term), X::zero(), bit));
-}
-
 // 2 x 2 windows: two convolution rows by 2 * NW columns, pooled as they leave the accumulators.
 template <class X, int NV, int NW>
 static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
                         const typename X::T* weight, int64_t pw, const RowSink<X>& sink) {
   Tile<X, NV, 2, 2 * NW> tile;
-  convolve_tile(plan, p.R, in, weight, tile);
+  convolve_tile(plan.reduction, in, weight, tile);
   const auto& sum = tile.sum;
 #pragma GCC unroll 3
   for (int w = 0; w < NW; w++) {
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) {
-      auto code = X::zero();
-      if (p.pool == Pool::kMax) {
-        typename X::V s[4] = {sum[0][2 * w][v], sum[0][2 * w + 1][v], sum[1][2 * w][v], sum[1][2 * w + 1][v]};
-        if (sink.activate_first) {
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; i++) s[i] = sink.activated(s[i], v);
-        }
-        auto value = s[0];
-#pragma GCC unroll 4
-        for (int i = 1; i < 4; i++) take_max<X>(value, code, s[i], i);
-        sink.put(pw + w, v, value, code);
-      } else {
-        auto value = X::zero();
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-          take_avg<X>(value, code, sink.activated(sum[i / 2][2 * w + i % 2][v], v), i);
-        }
-        sink.put(pw + w, v, X::mul(value, X::set1(0.25)), code);
-      }
+      typename X::V s[4] = {sum[0][2 * w][v], sum[0][2 * w + 1][v], sum[1][2 * w][v], sum[1][2 * w + 1][v]};
+      pool_window(p.pool, sink, s, pw + w, v);
     }
   }
 }
 
 // One convolution row, up to kTileCols columns at a time, into the ring.
 template <class X, int NV, int TC>
-static void ring_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
-                      const typename X::T* weight, const RowSink<X>& sink, typename X::T* out) {
+static void ring_tile(const ForwardPlan<X>& plan, const typename X::T* in, const typename X::T* weight,
+                      const RowSink<X>& sink, typename X::T* out) {
   Tile<X, NV, 1, TC> tile;
-  convolve_tile(plan, p.R, in, weight, tile);
+  convolve_tile(plan.reduction, in, weight, tile);
 #pragma GCC unroll 12
   for (int tc = 0; tc < TC; tc++) {
 #pragma GCC unroll 2
@@ -366,10 +214,10 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan, 
     sink.codes = a.codes ? a.codes + ((n * p.PH + ph) * p.PW) * p.K + k : nullptr;
     const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
     if (plan.in_tile) {
-      const typename X::T* in = scratch.strip + (h0 - p0) * plan.out_row_step;
+      const typename X::T* in = scratch.strip + (h0 - p0) * plan.reduction.out_row_step;
       for (int64_t t = 0; t < tiles; t++) {  // as even as can be
         const int64_t pw = outputs * t / tiles, windows = outputs * (t + 1) / tiles - pw;
-        const typename X::T* at = in + 2 * pw * plan.col_step;
+        const typename X::T* at = in + 2 * pw * plan.reduction.col_step;
         if (windows == 3) {
           pooled_tile<X, NV, 3>(plan, p, at, weight, pw, sink);
         } else if (windows == 2) {
@@ -380,11 +228,11 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan, 
       }
     } else {
       for (next = max_of(next, h0); next < min_of(h0 + plan.span_h, p.P); next++) {
-        const typename X::T* in = scratch.strip + (next - p0) * plan.out_row_step;
+        const typename X::T* in = scratch.strip + (next - p0) * plan.reduction.out_row_step;
         typename X::T* out = scratch.ring + next % plan.span_h * p.Q * sink.lanes;
         for (int64_t t = 0; t < tiles; t++) {
           const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
-          ring_tile_for<X, NV>(cols)(plan, p, in + q * plan.col_step, weight, sink, out + q * sink.lanes);
+          ring_tile_for<X, NV>(cols)(plan, in + q * plan.reduction.col_step, weight, sink, out + q * sink.lanes);
         }
       }
       pool_row<X, NV>(plan, p, scratch.ring, ph, sink);
@@ -410,7 +258,7 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
           min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
       const int64_t rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
       stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h, rows,
-                         p.padding_w, plan.width, plan.C, scratch.strip);
+                         -p.padding_w, plan.width, plan.C, scratch.strip);
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
       for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {

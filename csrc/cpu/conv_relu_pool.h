@@ -21,7 +21,7 @@ struct ConvForwardArgs {
   View4 y;              // [N, K, PH, PW]
   uint8_t* codes;       // [N, PH, PW, K] or null
   void* packed_weight;  // filled by pack
-  int64_t unit_rows;    // pooled rows of one unit of work
+  int64_t unit_rows;    // rows of one unit of work
 };
 
 struct ConvBackwardArgs {
@@ -40,13 +40,20 @@ struct ConvBackwardArgs {
   void* grad_bias;       // [K]
 };
 
-// Sizes are in bytes. A unit is (image, group, part of the pooled rows); calls on disjoint units may run in parallel,
+// Sizes are in bytes. A unit of forward is (image, group, unit_rows pooled rows); calls on disjoint units may run in parallel,
 // each with a scratch of its own, aligned to 64 bytes.
 struct ConvReLUPoolKernels {
   int64_t (*forward_pack_size)(const ConvForwardArgs&);
   void (*forward_pack)(const ConvForwardArgs&);
   int64_t (*forward_scratch)(const ConvForwardArgs&);
   void (*forward)(const ConvForwardArgs&, int64_t unit_begin, int64_t unit_end, void* scratch);
+
+  // The same by Winograd's algorithm, for 3 x 3 filters of stride 1 before 2 x 2 windows or no pool. A unit is
+  // unit_rows rows of 4 x 4 tiles, of all images, and a group.
+  int64_t (*winograd_pack_size)(const ConvForwardArgs&);
+  void (*winograd_pack)(const ConvForwardArgs&);
+  int64_t (*winograd_scratch)(const ConvForwardArgs&);
+  void (*winograd)(const ConvForwardArgs&, int64_t unit_begin, int64_t unit_end, void* scratch);
 
   int64_t (*backward_input_pack_size)(const ConvBackwardArgs&);
   void (*backward_input_pack)(const ConvBackwardArgs&);

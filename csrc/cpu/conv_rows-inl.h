@@ -16,13 +16,13 @@ static inline IO* at(const View4& v, int64_t n, int64_t c, int64_t h, int64_t w)
   return static_cast<IO*>(v.data) + n * v.stride[0] + c * v.stride[1] + h * v.stride[2] + w * v.stride[3];
 }
 
-// Channels [c0, c0 + channels) of rows [h0, h0 + rows) of image n. Column j of the strip is column j - left of the image;
-// what lies outside the image, and channels beyond the given ones, is zero.
+// Channels [c0, c0 + channels) of rows [h0, h0 + rows) and columns [w0, w0 + width) of image n; what lies outside the
+// image, and channels beyond the given ones, is zero.
 template <class X, class IO>
 static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t c0, int64_t channels, int64_t h0,
-                        int64_t rows, int64_t left, int64_t width, int64_t strip_channels,
+                        int64_t rows, int64_t w0, int64_t width, int64_t strip_channels,
                         typename X::T* strip) {
-  const int64_t first = min_of(left, width), cols = max_of(0, min_of(W, width - left));
+  const int64_t first = min_of(max_of(-w0, 0), width), cols = max_of(0, min_of(W - max_of(w0, 0), width - first));
   for (int64_t i = 0; i < rows; i++) {
     typename X::T* row = strip + i * width * strip_channels;
     const int64_t h = h0 + i;
@@ -34,8 +34,27 @@ static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t
     typename X::T* inside = row + first * strip_channels;
     fill_zero(inside + cols * strip_channels, (width - first - cols) * strip_channels);
     if (channels < strip_channels) fill_zero(inside, cols * strip_channels);
-    copy_matrix<X>(at<const IO>(x, n, c0, h, 0), x.stride[3], x.stride[1], inside, strip_channels, 1, cols,
+    copy_matrix<X>(at<const IO>(x, n, c0, h, max_of(w0, 0)), x.stride[3], x.stride[1], inside, strip_channels, 1, cols,
                    channels);
+  }
+}
+
+// [R][S][C][lanes] from the weights of one block of filters.
+template <class X, class IO>
+static void pack_filters(const ConvReLUPoolParams& p, const View4& weight, const IO* from, int64_t C, int64_t valid,
+                         int64_t lanes, typename X::T* out) {
+  if (valid < lanes) fill_zero(out, p.R * p.S * C * lanes);
+  const int64_t* stride = weight.stride;
+  if (stride[3] == 1 && stride[2] == p.S) {  // the taps of a channel are contiguous
+    for (int64_t c = 0; c < C; c++) {
+      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, p.R * p.S, valid);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < p.R; r++) {
+    for (int64_t s = 0; s < p.S; s++, out += C * lanes) {
+      copy_matrix<X>(from + r * stride[2] + s * stride[3], stride[1], stride[0], out, lanes, 1, C, valid);
+    }
   }
 }
 

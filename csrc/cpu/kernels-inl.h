@@ -5,6 +5,7 @@
 #include "math-inl.h"
 #include "conv_rows-inl.h"
 #include "conv_forward-inl.h"
+#include "conv_winograd-inl.h"
 #include "conv_gradient-inl.h"
 #include "conv_backward_input-inl.h"
 #include "conv_backward_weight-inl.h"
@@ -20,6 +21,10 @@ const KernelTable kTable = {
             .forward_pack = conv_forward_pack,
             .forward_scratch = conv_forward_scratch,
             .forward = conv_forward,
+            .winograd_pack_size = conv_winograd_pack_size,
+            .winograd_pack = conv_winograd_pack,
+            .winograd_scratch = conv_winograd_scratch,
+            .winograd = conv_winograd,
             .backward_input_pack_size = conv_backward_input_pack_size,
             .backward_input_pack = conv_backward_input_pack,
             .backward_input_scratch = conv_backward_input_scratch,

@@ -47,9 +47,9 @@ def conv_relu_pool(
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode: as in
             :func:`torch.nn.functional.max_pool2d`; ``pool_stride=None`` is ``pool_size``.
         count_include_pad: as in :func:`torch.nn.functional.avg_pool2d`, whose pool has no dilation.
-        algorithm: ``"auto"``, ``"direct"`` (this package's kernels, an error where there is none) or
-            ``"stock"`` (the composition of torch's operators). The environment variable
-            ``IMGFAST_ALGORITHM`` replaces ``"auto"``.
+        algorithm: ``"auto"``, ``"direct"`` or ``"winograd"`` (this package's kernels, an error where
+            there is none) or ``"stock"`` (the composition of torch's operators). The environment
+            variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``.
 
     Returns:
         ``[N, K, PH, PW]`` (``[K, PH, PW]`` if unbatched), of dtype and memory format of the stock
@@ -67,6 +67,9 @@ def conv_relu_pool(
           torch. For a monotone activation the pool is taken before it: where rounding makes sigmoid
           or tanh saturate, the gradient goes to the true maximum, not to the first tie.
         - Sums are accumulated in float32 for bfloat16 and float16.
+        - ``"auto"`` takes Winograd's algorithm for 3 x 3 filters where it pays. Its error is larger
+          than the direct one's: 2e-5 of the output's standard deviation at most on data of normal
+          scale, against 3e-6. Of values that are equal but for rounding, any may be the maximum.
         - Deterministic: the same bits for the same arguments and number of threads.
         - Configurations without a kernel, other devices, ``torch.func`` transforms and forward-mode
           derivatives run the stock composition; :func:`imgfast.dispatch_info` tells which and why.
@@ -108,8 +111,8 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     """Which route :func:`conv_relu_pool` takes for these very arguments, and why.
 
     Returns:
-        A named tuple ``(name, isa, reason)``: ``"direct"`` or ``"stock"``; the instruction set of
-        the kernel (``"avx512"``, ``"avx2"``, ``"generic"``) or None; a sentence.
+        A named tuple ``(name, isa, reason)``: ``"direct"``, ``"winograd"`` or ``"stock"``; the
+        instruction set of the kernel (``"avx512"``, ``"avx2"``, ``"generic"``) or None; a sentence.
 
     Raises:
         As :func:`conv_relu_pool` for unknown names.
@@ -188,7 +191,8 @@ def _plan(x, weight, bias, arguments) -> Plan:
         _transformed(),
         _needs_grad(x, weight, bias),
     )
-    return Plan(spec, spec.geometry(weight.shape) if route.name == "direct" else None, route)
+    stock = route.name == "stock"
+    return Plan(spec, None if stock else spec.geometry(weight.shape, route.name), route)
 
 
 def _needs_grad(x, weight, bias) -> bool:

@@ -9,7 +9,8 @@ from imgfast import _C
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
 
 POOLS = ("none", "max", "avg")  # in the order of csrc/conv_relu_pool.h, as are ACTIVATIONS
-ALGORITHMS = ("auto", "direct", "stock")
+ALGORITHMS = ("auto", "direct", "winograd", "stock")
+KERNELS = ("direct", "winograd")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/conv_relu_pool.h
 MAX_AVG_WINDOW = 8  # and of an average pool
@@ -43,7 +44,7 @@ class Spec(NamedTuple):
     count_include_pad: bool
     algorithm: str
 
-    def geometry(self, weight_shape) -> list[int]:
+    def geometry(self, weight_shape, kernel="direct") -> list[int]:
         """The operators' list of integers, in the order of Geometry in csrc/conv_relu_pool.h."""
         return [
             *self.stride,
@@ -58,6 +59,7 @@ class Spec(NamedTuple):
             *self.pool_dilation,
             int(self.ceil_mode),
             int(self.count_include_pad),
+            KERNELS.index(kernel),
         ]
 
     @classmethod
@@ -66,7 +68,7 @@ class Spec(NamedTuple):
         g = list(geometry)
         pairs = [tuple(g[i : i + 2]) for i in (0, 2, 4, 9, 11, 13, 15)]
         names = (tuple(ACTIVATIONS)[g[7]], POOLS[g[8]])
-        return cls(*pairs[:3], g[6], *names, *pairs[3:], bool(g[17]), bool(g[18]), "stock")
+        return cls(*pairs[:3], g[6], *names, *pairs[3:], bool(g[17]), bool(g[18]), KERNELS[g[19]])
 
     def explicit_padding(self, weight_shape):
         """The padding as a pair; None where ``"same"`` needs more on one side than on the other."""
@@ -168,18 +170,27 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, dtype, x_shape, weight_shape)
+    unfit = _no_winograd(spec, dtype, x_shape, weight_shape) if obstacle is None else obstacle
+    if spec.algorithm == "winograd" and unfit:
+        obstacle = unfit
     if obstacle is None:
+        winograd = unfit is None and (
+            spec.algorithm == "winograd"
+            or (spec.algorithm == "auto" and _winograd_pays(x_shape, weight_shape, spec))
+        )
         isa = _isa()
         return Route(
-            "direct",
+            "winograd" if winograd else "direct",
             isa,
-            f"direct convolution, {isa} kernel",
+            f"Winograd F(4x4, 3x3), {isa}" if winograd else f"direct convolution, {isa}",
             needs_grad,
             saves_codes=needs_grad and needs_codes(spec),
             saves_y=needs_grad and needs_y(spec),
         )
-    if spec.algorithm == "direct" and not transformed:
-        raise RuntimeError(f"conv_relu_pool: algorithm='direct' has no kernel here: {obstacle}")
+    if spec.algorithm in KERNELS and not transformed:
+        raise RuntimeError(
+            f"conv_relu_pool: algorithm={spec.algorithm!r} has no kernel here: {obstacle}"
+        )
     return Route("stock", None, obstacle)
 
 
@@ -280,3 +291,33 @@ def _slower(spec, dtype, x_shape, weight_shape) -> str | None:
     if dtype is torch.bfloat16 and spec.stride == (1, 1) and _has_matrix_units():
         return "stock is faster in bfloat16 on processors with matrix units"
     return None
+
+
+def _no_winograd(spec, dtype, x_shape, weight_shape) -> str | None:
+    if tuple(weight_shape[2:]) != (3, 3) or spec.stride != (1, 1) or spec.dilation != (1, 1):
+        return "Winograd is for 3 x 3 filters of stride 1"
+    if dtype == torch.float64:
+        return "float64 stays exact: Winograd is not"
+    windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
+    whole = spec.pool != "none" and windows == ((2, 2), (2, 2), (0, 0), (1, 1))
+    odd = any(
+        (size + 2 * pad - 2) % 2
+        for size, pad in zip(x_shape[-2:], spec.explicit_padding(weight_shape), strict=True)
+    )
+    if spec.pool == "none" or (whole and not (spec.ceil_mode and odd)):
+        return None
+    return "Winograd pools whole 2 x 2 windows, or not at all"
+
+
+def _winograd_pays(x_shape, weight_shape, spec) -> bool:
+    """Products saved against the transforms' cost, which few channels or filters do not repay."""
+    filters, channels = weight_shape[0] // spec.groups, weight_shape[1]
+    sizes = [
+        size + 2 * pad - 2
+        for size, pad in zip(x_shape[-2:], spec.explicit_padding(weight_shape), strict=True)
+    ]
+    if spec.pool != "none":
+        sizes = [size // 2 * 2 for size in sizes]
+    tiles = [-(-size // 4) for size in sizes]
+    saved = 9 * sizes[0] * sizes[1] / (36 * tiles[0] * tiles[1])  # at most 4
+    return channels >= 16 and filters >= 16 and saved >= 1.8

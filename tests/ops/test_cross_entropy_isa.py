@@ -20,7 +20,7 @@ def test_forced(isa):
         pytest.skip(f"{isa} is what the other tests run on")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-k", SUBSET, "test_cross_entropy.py"],
-        env=os.environ | {"IMGFAST_ISA": isa},
+        env=os.environ | {"IMGFAST_ISA": isa, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
