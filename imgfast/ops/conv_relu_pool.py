@@ -68,8 +68,8 @@ def conv_relu_pool(
           or tanh saturate, the gradient goes to the true maximum, not to the first tie.
         - Sums are accumulated in float32 for bfloat16 and float16.
         - ``"auto"`` takes Winograd's algorithm for 3 x 3 filters where it pays. Its error is larger
-          than the direct one's: 2e-5 of the output's standard deviation at most on data of normal
-          scale, against 3e-6. Of values that are equal but for rounding, any may be the maximum.
+          than the direct one's: up to 4e-5 of the convolution's standard deviation on normal data,
+          against 3e-6. Of values that are equal but for rounding, any may be the maximum.
         - Deterministic: the same bits for the same arguments and number of threads.
         - Configurations without a kernel, other devices, ``torch.func`` transforms and forward-mode
           derivatives run the stock composition; :func:`imgfast.dispatch_info` tells which and why.
