@@ -1,4 +1,5 @@
-// conv_relu_pool on the CPU: validate, allocate, share out the work, register. The kernels are in cpu/conv_*-inl.h.
+// conv_relu_pool on the CPU: validate, allocate, share out the work, register. The kernels are in
+// cpu/conv_*-inl.h.
 #include "conv_relu_pool.h"
 
 #include <torch/csrc/stable/library.h>
@@ -22,12 +23,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kUnitBytes = 128 << 10;  // input rows that one unit of forward work stages
-constexpr int64_t kUnitsPerThread = 4;     // so that the last ones finish together
-constexpr int64_t kWinogradPoints = 36;     // of a 4 x 4 tile
-constexpr int64_t kWinogradTiles = 48;      // of a unit, at most
+constexpr int64_t kUnitBytes = 128 << 10;    // input rows that one unit of forward work stages
+constexpr int64_t kUnitsPerThread = 4;       // so that the last ones finish together
+constexpr int64_t kWinogradPoints = 36;      // of a 4 x 4 tile
+constexpr int64_t kWinogradTiles = 48;       // of a unit, at most
 constexpr int64_t kWinogradBytes = 1 << 20;  // of their transformed inputs
-constexpr int64_t kWorthAThread = 1 << 16;  // multiply-adds below which a thread does not pay
+constexpr int64_t kWorthAThread = 1 << 16;   // multiply-adds below which a thread does not pay
 
 DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -48,8 +49,10 @@ int64_t conv_size(int64_t size, int64_t filter, int64_t stride, int64_t padding,
   return (size + 2 * padding - dilation * (filter - 1) - 1) / stride + 1;
 }
 
-// As torch.nn.functional.max_pool2d: with ceil_mode a window must start inside the input or its left padding.
-int64_t pool_size(int64_t size, int64_t window, int64_t stride, int64_t padding, int64_t dilation, bool ceil_mode) {
+// As torch.nn.functional.max_pool2d: with ceil_mode a window must start inside the input or its
+// left padding.
+int64_t pool_size(int64_t size, int64_t window, int64_t stride, int64_t padding, int64_t dilation,
+                  bool ceil_mode) {
   const int64_t room = size + 2 * padding - dilation * (window - 1) - 1;
   int64_t count = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
   if (ceil_mode && (count - 1) * stride >= size + padding) count--;
@@ -57,19 +60,23 @@ int64_t pool_size(int64_t size, int64_t window, int64_t stride, int64_t padding,
 }
 
 ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
-  STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(weight.dim() == 4, "conv_relu_pool: weight must be [K, C / groups, R, S], got ", weight.dim(),
+  STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(),
                   " dimensions");
+  STD_TORCH_CHECK(weight.dim() == 4, "conv_relu_pool: weight must be [K, C / groups, R, S], got ",
+                  weight.dim(), " dimensions");
   STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu(), "conv_relu_pool: x and weight must be on the CPU");
-  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "conv_relu_pool: weight must have the dtype of x");
-  STD_TORCH_CHECK(geometry.size() == kGeometrySize, "conv_relu_pool: geometry must have ", int{kGeometrySize},
-                  " numbers, got ", geometry.size());
+  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(),
+                  "conv_relu_pool: weight must have the dtype of x");
+  STD_TORCH_CHECK(geometry.size() == kGeometrySize, "conv_relu_pool: geometry must have ",
+                  int{kGeometrySize}, " numbers, got ", geometry.size());
   const auto size_of = [&](Geometry first) {
-    STD_TORCH_CHECK(geometry[first] > 0, "conv_relu_pool: strides, dilations, groups and pool sizes must be positive");
+    STD_TORCH_CHECK(geometry[first] > 0,
+                    "conv_relu_pool: strides, dilations, groups and pool sizes must be positive");
     return geometry[first];
   };
   const auto padding_of = [&](Geometry first) {
-    STD_TORCH_CHECK(geometry[first] >= 0, "conv_relu_pool: padding must not be negative, got ", geometry[first]);
+    STD_TORCH_CHECK(geometry[first] >= 0, "conv_relu_pool: padding must not be negative, got ",
+                    geometry[first]);
     return geometry[first];
   };
   ConvReLUPoolParams p{};
@@ -82,22 +89,25 @@ ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints
   STD_TORCH_CHECK(p.N > 0 && p.C > 0 && p.H > 0 && p.W > 0 && p.K > 0 && p.R > 0 && p.S > 0,
                   "conv_relu_pool: no dimension of x or weight may be empty");
   STD_TORCH_CHECK(p.K % p.groups == 0 && weight.size(1) * p.groups == p.C,
-                  "conv_relu_pool: weight must have C / groups = ", p.C / p.groups, " input channels, got ",
-                  weight.size(1));
+                  "conv_relu_pool: weight must have C / groups = ", p.C / p.groups,
+                  " input channels, got ", weight.size(1));
   p.P = conv_size(p.H, p.R, p.stride_h, p.padding_h, p.dilation_h);
   p.Q = conv_size(p.W, p.S, p.stride_w, p.padding_w, p.dilation_w);
   STD_TORCH_CHECK(p.P > 0 && p.Q > 0, "conv_relu_pool: the filter is larger than the padded input");
-  STD_TORCH_CHECK(geometry[kActivation] >= 0 && geometry[kActivation] <= static_cast<int>(Activation::kSiLU) &&
+  STD_TORCH_CHECK(geometry[kActivation] >= 0 &&
+                      geometry[kActivation] <= static_cast<int>(Activation::kSiLU) &&
                       geometry[kPool] >= 0 && geometry[kPool] <= static_cast<int>(Pool::kAvg),
                   "conv_relu_pool: unknown activation or pool");
   p.activation = static_cast<Activation>(geometry[kActivation]);
   p.pool = static_cast<Pool>(geometry[kPool]);
   p.count_include_pad = geometry[kCountIncludePad];
-  STD_TORCH_CHECK(geometry[kAlgorithm] >= 0 && geometry[kAlgorithm] <= static_cast<int>(Algorithm::kWinograd),
-                  "conv_relu_pool: unknown algorithm");
+  STD_TORCH_CHECK(
+      geometry[kAlgorithm] >= 0 && geometry[kAlgorithm] <= static_cast<int>(Algorithm::kWinograd),
+      "conv_relu_pool: unknown algorithm");
   p.algorithm = static_cast<Algorithm>(geometry[kAlgorithm]);
   if (p.pool == Pool::kNone) {
-    p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = p.pool_dilation_h = p.pool_dilation_w = 1;
+    p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = p.pool_dilation_h =
+        p.pool_dilation_w = 1;
     p.PH = p.P, p.PW = p.Q;
     return p;
   }
@@ -106,21 +116,26 @@ ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints
   p.pool_padding_h = padding_of(kPoolPaddingH), p.pool_padding_w = padding_of(kPoolPaddingW);
   p.pool_dilation_h = size_of(kPoolDilationH), p.pool_dilation_w = size_of(kPoolDilationW);
   p.ceil_mode = geometry[kCeilMode];
-  p.PH = pool_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h, p.ceil_mode);
-  p.PW = pool_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w, p.ceil_mode);
+  p.PH =
+      pool_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h, p.ceil_mode);
+  p.PW =
+      pool_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w, p.ceil_mode);
   // A window lies at least half inside, or it could have no position at all.
   STD_TORCH_CHECK(2 * p.pool_padding_h <= p.pool_h && 2 * p.pool_padding_w <= p.pool_w,
                   "conv_relu_pool: pool_padding must be at most half of pool_size");
   const bool dilated = p.pool_dilation_h != 1 || p.pool_dilation_w != 1;
-  STD_TORCH_CHECK(!dilated || (p.pool == Pool::kMax && p.pool_padding_h == 0 && p.pool_padding_w == 0),
-                  "conv_relu_pool: a dilated pool must be a max pool without padding");
-  STD_TORCH_CHECK(p.PH > 0 && p.PW > 0, "conv_relu_pool: the pool is larger than the convolution's output");
-  STD_TORCH_CHECK(p.pool_h * p.pool_w <= kMaxWindow, "conv_relu_pool: a pool window has at most ", kMaxWindow,
-                  " positions");
+  STD_TORCH_CHECK(
+      !dilated || (p.pool == Pool::kMax && p.pool_padding_h == 0 && p.pool_padding_w == 0),
+      "conv_relu_pool: a dilated pool must be a max pool without padding");
+  STD_TORCH_CHECK(p.PH > 0 && p.PW > 0,
+                  "conv_relu_pool: the pool is larger than the convolution's output");
+  STD_TORCH_CHECK(p.pool_h * p.pool_w <= kMaxWindow, "conv_relu_pool: a pool window has at most ",
+                  kMaxWindow, " positions");
   return p;
 }
 
-// Whether PyTorch would call these strides channels_last (c10/core/MemoryFormat.h decides it in this order).
+// Whether PyTorch would call these strides channels_last (c10/core/MemoryFormat.h decides it in
+// this order).
 bool is_channels_last(const Tensor& t) {
   int64_t least = 0;
   if (t.stride(1) == 0) return false;
@@ -140,8 +155,8 @@ bool answers_channels_last(const Tensor& x, const Tensor& weight) {
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last,
              std::optional<ScalarType> dtype = std::nullopt) {
   return torch::stable::empty(
-      torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype ? *dtype : like.scalar_type(),
-      std::nullopt, std::nullopt, std::nullopt,
+      torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
+      dtype ? *dtype : like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
@@ -154,7 +169,8 @@ cpu::View4 view(const Tensor& t) {
 thread_local cpu::Scratch shared_buffer, thread_buffer;
 
 int64_t work_per_row(const ConvReLUPoolParams& p) {
-  return std::max<int64_t>(1, p.K * p.PW * p.pool_stride_h * p.pool_stride_w * p.R * p.S * (p.C / p.groups));
+  return std::max<int64_t>(
+      1, p.K * p.PW * p.pool_stride_h * p.pool_stride_w * p.R * p.S * (p.C / p.groups));
 }
 
 int64_t threads_for(int64_t work) {
@@ -168,8 +184,9 @@ int64_t direct_unit_rows(const ConvReLUPoolParams& p, int64_t element) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t row_bytes = (p.W + 2 * p.padding_w) * (p.C / p.groups) * element;
   int64_t rows = p.PH;
-  while (rows > 1 && (rows * p.pool_stride_h * p.stride_h * row_bytes > kUnitBytes ||
-                      (threads > 1 && p.N * p.groups * ceil_div(p.PH, rows) < kUnitsPerThread * threads))) {
+  while (rows > 1 &&
+         (rows * p.pool_stride_h * p.stride_h * row_bytes > kUnitBytes ||
+          (threads > 1 && p.N * p.groups * ceil_div(p.PH, rows) < kUnitsPerThread * threads))) {
     rows = (rows + 1) / 2;
   }
   return rows;
@@ -179,42 +196,48 @@ int64_t winograd_tile_rows(const ConvReLUPoolParams& p) {
   return p.N * ceil_div(p.pool == Pool::kNone ? p.P : 2 * p.PH, 4);
 }
 
-// Rows of tiles of a unit of Winograd work: many tiles share one reading of the transformed filters, if they leave the
-// threads enough units and fit the cache.
+// Rows of tiles of a unit of Winograd work: many tiles share one reading of the transformed
+// filters, if they leave the threads enough units and fit the cache.
 int64_t winograd_unit_rows(const ConvReLUPoolParams& p) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t row_tiles = ceil_div(p.pool == Pool::kNone ? p.Q : 2 * p.PW, 4);
   const int64_t tile_bytes = kWinogradPoints * (p.C / p.groups) * 4;
-  const int64_t tiles = std::clamp<int64_t>(kWinogradBytes / tile_bytes, kWinogradTiles / 4, kWinogradTiles);
+  const int64_t tiles =
+      std::clamp<int64_t>(kWinogradBytes / tile_bytes, kWinogradTiles / 4, kWinogradTiles);
   int64_t rows = std::max<int64_t>(1, tiles / row_tiles);
-  while (rows > 1 && threads > 1 && p.groups * ceil_div(winograd_tile_rows(p), rows) < kUnitsPerThread * threads) {
+  while (rows > 1 && threads > 1 &&
+         p.groups * ceil_div(winograd_tile_rows(p), rows) < kUnitsPerThread * threads) {
     rows = (rows + 1) / 2;
   }
   return rows;
 }
 
 bool fits_winograd(const ConvReLUPoolParams& p) {
-  const bool filter = p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-                      p.dilation_w == 1;
-  const bool windows = p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 && p.pool_stride_w == 2 &&
-                       p.pool_padding_h == 0 && p.pool_padding_w == 0 && p.pool_dilation_h == 1 &&
-                       p.pool_dilation_w == 1 && 2 * p.PH <= p.P && 2 * p.PW <= p.Q;
+  const bool filter = p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 &&
+                      p.dilation_h == 1 && p.dilation_w == 1;
+  const bool windows = p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&
+                       p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
+                       p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P &&
+                       2 * p.PW <= p.Q;
   return filter && (windows || p.pool == Pool::kNone);
 }
 
-std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                          const Ints& geometry, bool save_codes) {
+std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
+                                          const std::optional<Tensor>& bias, const Ints& geometry,
+                                          bool save_codes) {
   const ConvReLUPoolParams p = make_params(x, weight, geometry);
   STD_TORCH_CHECK(!save_codes || p.pool == Pool::kMax ||
                       (p.pool == Pool::kAvg && p.pool_h * p.pool_w <= kMaxAvgWindow),
-                  "conv_relu_pool: codes exist for max pools, and for avg pools of at most ", kMaxAvgWindow,
-                  " positions");
+                  "conv_relu_pool: codes exist for max pools, and for avg pools of at most ",
+                  kMaxAvgWindow, " positions");
   // A convolution output that is dense in both layouts loses channels_last in stock's activation.
   const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
   Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight) && !both);
-  STD_TORCH_CHECK(p.algorithm == Algorithm::kDirect || fits_winograd(p),
-                  "conv_relu_pool: Winograd needs 3 x 3 filters of stride 1 before 2 x 2 windows or no pool");
-  Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
+  STD_TORCH_CHECK(
+      p.algorithm == Algorithm::kDirect || fits_winograd(p),
+      "conv_relu_pool: Winograd needs 3 x 3 filters of stride 1 before 2 x 2 windows or no pool");
+  Tensor codes =
+      empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
   if (bias) {
     STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 &&
@@ -236,15 +259,16 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
     args.packed_weight = shared_buffer.reserve(pack_size(args));
     pack(args);
     const int64_t scratch = scratch_size(args);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
+    const int64_t grain =
+        std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
     torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
       forward(args, begin, end, thread_buffer.reserve(scratch));
     });
   };
   if (p.algorithm == Algorithm::kWinograd) {
     args.unit_rows = winograd_unit_rows(p);
-    run(kernels.winograd_pack_size, kernels.winograd_pack, kernels.winograd_scratch, kernels.winograd,
-        p.groups * ceil_div(winograd_tile_rows(p), args.unit_rows));
+    run(kernels.winograd_pack_size, kernels.winograd_pack, kernels.winograd_scratch,
+        kernels.winograd, p.groups * ceil_div(winograd_tile_rows(p), args.unit_rows));
   } else {
     args.unit_rows = direct_unit_rows(p, args.dtype == DType::kFloat64 ? 8 : 4);
     run(kernels.forward_pack_size, kernels.forward_pack, kernels.forward_scratch, kernels.forward,
@@ -254,13 +278,16 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y, const Tensor& x,
-                                                           const Tensor& weight, const std::optional<Tensor>& y,
-                                                           const std::optional<Tensor>& codes, const Ints& geometry,
-                                                           bool need_x, bool need_weight, bool need_bias) {
+                                                           const Tensor& weight,
+                                                           const std::optional<Tensor>& y,
+                                                           const std::optional<Tensor>& codes,
+                                                           const Ints& geometry, bool need_x,
+                                                           bool need_weight, bool need_bias) {
   const ConvReLUPoolParams p = make_params(x, weight, geometry);
   const auto check_output = [&](const Tensor& t, const char* name) {
-    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type() && t.dim() == 4 && t.size(0) == p.N &&
-                        t.size(1) == p.K && t.size(2) == p.PH && t.size(3) == p.PW,
+    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type() && t.dim() == 4 &&
+                        t.size(0) == p.N && t.size(1) == p.K && t.size(2) == p.PH &&
+                        t.size(3) == p.PW,
                     "conv_relu_pool: ", name, " must be [", p.N, ", ", p.K, ", ", p.PH, ", ", p.PW,
                     "] of the dtype of x");
   };
@@ -274,11 +301,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     STD_TORCH_CHECK(y.has_value(), "conv_relu_pool: this gradient needs y");
     check_output(*y, "y");
   }
-  const bool reads_codes = p.pool == Pool::kMax || (p.pool == Pool::kAvg && p.activation != Activation::kNone);
+  const bool reads_codes =
+      p.pool == Pool::kMax || (p.pool == Pool::kAvg && p.activation != Activation::kNone);
   if (reads_codes) {
-    STD_TORCH_CHECK(codes && codes->is_cpu() && codes->scalar_type() == ScalarType::Byte && codes->dim() == 4 &&
-                        codes->is_contiguous() && codes->size(0) == p.N && codes->size(1) == p.PH &&
-                        codes->size(2) == p.PW && codes->size(3) == p.K,
+    STD_TORCH_CHECK(codes && codes->is_cpu() && codes->scalar_type() == ScalarType::Byte &&
+                        codes->dim() == 4 && codes->is_contiguous() && codes->size(0) == p.N &&
+                        codes->size(1) == p.PH && codes->size(2) == p.PW && codes->size(3) == p.K,
                     "conv_relu_pool: this gradient needs the codes of the forward pass");
   }
 
@@ -304,12 +332,14 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     kernels.backward_input_pack(args);
     const int64_t scratch = kernels.backward_input_scratch(args);
     torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
-      kernels.backward_input(args, rows * begin / slots, rows * end / slots, thread_buffer.reserve(scratch));
+      kernels.backward_input(args, rows * begin / slots, rows * end / slots,
+                             thread_buffer.reserve(scratch));
     });
   }
   if (need_weight || need_bias) {
     const int64_t element = args.dtype == DType::kFloat64 ? 8 : 4;
-    const int64_t weight_bytes = need_weight ? slots * kernels.backward_weight_partial_size(args) : 0;
+    const int64_t weight_bytes =
+        need_weight ? slots * kernels.backward_weight_partial_size(args) : 0;
     const int64_t bias_bytes = need_bias ? slots * p.K * element : 0;
     char* partial = static_cast<char*>(shared_buffer.reserve(weight_bytes + bias_bytes));
     std::fill_n(partial, weight_bytes + bias_bytes, 0);

@@ -18,32 +18,49 @@ enum class Algorithm : int8_t { kDirect, kWinograd };
 inline constexpr double kLeakyReLUSlope = 0.01;  // torch.nn.LeakyReLU's default
 
 // What a code byte says of one pooled output.
-//   max: the row-major position of the maximum in its window, plus kBlocked if the activation's argument was <= 0.
-//   avg: bit i is set where the activation's argument at position i of the window was > 0 or NaN.
+//   max: the row-major position of the maximum in its window, plus kBlocked if the activation's
+//   argument was <= 0. avg: bit i is set where the activation's argument at position i of the
+//   window was > 0 or NaN.
 inline constexpr int kBlocked = 128;
-inline constexpr int64_t kMaxWindow = 128;     // positions that a max code can name
-inline constexpr int64_t kMaxAvgWindow = 8;    // positions that an avg code can name
+inline constexpr int64_t kMaxWindow = 128;   // positions that a max code can name
+inline constexpr int64_t kMaxAvgWindow = 8;  // positions that an avg code can name
 
-// The operators' list of integers beside their tensors; Spec in imgfast/ops/conv_relu_pool_route.py makes it.
+// The operators' list of integers beside their tensors; Spec in imgfast/ops/conv_relu_pool_route.py
+// makes it.
 enum Geometry {
-  kStrideH, kStrideW, kPaddingH, kPaddingW, kDilationH, kDilationW, kGroups,
-  kActivation, kPool,  // the numbers of the enums above
-  kPoolH, kPoolW, kPoolStrideH, kPoolStrideW, kPoolPaddingH, kPoolPaddingW, kPoolDilationH, kPoolDilationW,
-  kCeilMode, kCountIncludePad,
+  kStrideH,
+  kStrideW,
+  kPaddingH,
+  kPaddingW,
+  kDilationH,
+  kDilationW,
+  kGroups,
+  kActivation,
+  kPool,  // the numbers of the enums above
+  kPoolH,
+  kPoolW,
+  kPoolStrideH,
+  kPoolStrideW,
+  kPoolPaddingH,
+  kPoolPaddingW,
+  kPoolDilationH,
+  kPoolDilationW,
+  kCeilMode,
+  kCountIncludePad,
   kAlgorithm,
   kGeometrySize
 };
 
 struct ConvReLUPoolParams {
-  int64_t N, C, H, W;                      // x [N, C, H, W]
-  int64_t K, R, S;                         // weight [K, C / groups, R, S]
+  int64_t N, C, H, W;  // x [N, C, H, W]
+  int64_t K, R, S;     // weight [K, C / groups, R, S]
   int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;
-  int64_t P, Q;                            // convolution output [N, K, P, Q], never stored
-  Pool pool;                               // kNone: a 1 x 1 window of stride 1
+  int64_t P, Q;  // convolution output [N, K, P, Q], never stored
+  Pool pool;     // kNone: a 1 x 1 window of stride 1
   int64_t pool_h, pool_w, pool_stride_h, pool_stride_w, pool_padding_h, pool_padding_w;
   int64_t pool_dilation_h, pool_dilation_w;
   bool ceil_mode, count_include_pad;
-  int64_t PH, PW;                          // y [N, K, PH, PW]
+  int64_t PH, PW;  // y [N, K, PH, PW]
   Activation activation;
   Algorithm algorithm;
 };

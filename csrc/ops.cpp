@@ -1,31 +1,38 @@
-// The schema of every operator, and nothing else. Kernels are registered beside their code, fakes and derivatives in
-// imgfast/ops.
+// The schema of every operator, and nothing else. Kernels are registered beside their code, fakes
+// and derivatives in imgfast/ops.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(imgfast, m) {
-  // geometry: the order of imgfast::Geometry in csrc/conv_relu_pool.h; one list, since every argument costs the call.
-  // codes: uint8 [N, PH, PW, K] if save_codes, else empty; conv_relu_pool.h says what a code says.
+  // geometry: the order of imgfast::Geometry in csrc/conv_relu_pool.h; one list, since every
+  // argument costs the call. codes: uint8 [N, PH, PW, K] if save_codes, else empty;
+  // conv_relu_pool.h says what a code says.
   m.def(
       "conv_relu_pool(Tensor x, Tensor weight, Tensor? bias, int[] geometry, bool save_codes) "
       "-> (Tensor y, Tensor codes)");
 
-  // A gradient that is not asked for comes back empty. y is needed where the activation's derivative is read off it.
+  // A gradient that is not asked for comes back empty. y is needed where the activation's
+  // derivative is read off it.
   m.def(
-      "conv_relu_pool_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? y, Tensor? codes, int[] geometry, "
-      "bool need_x, bool need_weight, bool need_bias) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+      "conv_relu_pool_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? y, Tensor? codes, "
+      "int[] geometry, "
+      "bool need_x, bool need_weight, bool need_bias) -> (Tensor grad_x, Tensor grad_weight, "
+      "Tensor grad_bias)");
 
-  // reduction: 0 none, 1 mean, 2 sum. stats, of the compute type (double for float64, else float), keeps for backward
-  // [maximum of every row, sum of exponentials of every row, divisor of the mean]: shape [2 * rows + 1]. float_loss: the
-  // loss of bfloat16 and float16 logits is float32, as under autocast.
+  // reduction: 0 none, 1 mean, 2 sum. stats, of the compute type (double for float64, else float),
+  // keeps for backward [maximum of every row, sum of exponentials of every row, divisor of the
+  // mean]: shape [2 * rows + 1]. float_loss: the loss of bfloat16 and float16 logits is float32, as
+  // under autocast.
   m.def(
       "cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, "
       "float label_smoothing, bool float_loss) -> (Tensor loss, Tensor stats)");
 
   // The gradient at input, in the strides of input where those are dense.
   m.def(
-      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor stats, "
+      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
+      "Tensor stats, "
       "int reduction, int ignore_index, float label_smoothing) -> Tensor grad_input");
 
-  // An exact copy of x by a kernel of this build; it exists where CUDA was built. See csrc/cuda/cuda_probe.cuh.
+  // An exact copy of x by a kernel of this build; it exists where CUDA was built. See
+  // csrc/cuda/cuda_probe.cuh.
   m.def("cuda_probe(Tensor x) -> Tensor");
 }

@@ -8,11 +8,11 @@ and uses an image classifier.
 import torch  # noqa: F401  its libraries must be loaded before the extension's
 
 try:
-    from imgfast import _C  # noqa: F401  registers the operators
+    from imgfast import _C
 except ImportError as error:
     raise ImportError(
-        f"imgfast's compiled part cannot be loaded ({error}). Run `pip install .` in its source folder "
-        "with the torch that you use, and start Python outside of that folder."
+        f"imgfast's compiled part cannot be loaded ({error}). Run `pip install .` in its source "
+        "folder with the torch that you use, and start Python outside of that folder."
     ) from error
 
 from imgfast import nn

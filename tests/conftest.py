@@ -2,12 +2,12 @@
 
 import os
 
-# Stock's bfloat16 convolution gradients crash on processors with AMX (torch 2.14.1: SIGILL at tilezero
-# for 4 -> 16 channels, 5x5, stride 3). oneDNN reads this when it is loaded; our kernels do not.
+# Stock's bfloat16 convolution gradients crash on processors with AMX (torch 2.14.1: SIGILL at
+# tilezero for 4 -> 16 channels, 5x5, stride 3). oneDNN reads this when it is loaded.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
-import imgfast  # noqa: E402
-from imgfast import _C, info  # noqa: E402
+import imgfast
+from imgfast import _C, info
 
 
 def pytest_report_header() -> str:

@@ -1,8 +1,10 @@
-// Input gradient of conv_relu_pool, exact and sparse: the filters whose maximum lies at one position share one patch of
-// grad_x, so their weights, each times its gradient, are summed in registers and added to the patch once.
+// Input gradient of conv_relu_pool, exact and sparse: the filters whose maximum lies at one
+// position share one patch of grad_x, so their weights, each times its gradient, are summed in
+// registers and added to the patch once.
 //
-// Pooled rows are taken a few at a time from top to bottom; a row of grad_x is written when no later window can reach it.
-// Weights are packed [channel block][K][taps][channels of the block] and taken in chunks of filters that fit L1.
+// Pooled rows are taken a few at a time from top to bottom; a row of grad_x is written when no
+// later window can reach it. Weights are packed [channel block][K][taps][channels of the block] and
+// taken in chunks of filters that fit L1.
 #pragma once
 
 #include "conv_gradient-inl.h"
@@ -18,8 +20,9 @@ struct BackwardInputPlan {
 
   int64_t C, K;  // per group
   TapRuns<X> taps;
-  int64_t chunk;                    // filters
-  int64_t width, rows, strip_rows;  // strip columns, pooled rows of a strip, rows of grad_x under them
+  int64_t chunk;  // filters
+  int64_t width, rows,
+      strip_rows;  // strip columns, pooled rows of a strip, rows of grad_x under them
   int64_t span_h, positions;
 
   explicit BackwardInputPlan(const ConvReLUPoolParams& p)
@@ -36,7 +39,8 @@ struct BackwardInputPlan {
     chunk = min_of(K, max_of(8, kChunkBytes / bytes));
   }
 
-  // The first row of grad_x that pooled row ph reaches, and the row after its last; both may lie outside the image.
+  // The first row of grad_x that pooled row ph reaches, and the row after its last; both may lie
+  // outside the image.
   static int64_t first_row(const ConvReLUPoolParams& p, int64_t ph) {
     return max_of(0, ph * p.pool_stride_h - p.pool_padding_h) * p.stride_h - p.padding_h;
   }
@@ -53,11 +57,13 @@ template <class X>
 struct BackwardInputScratch {
   using T = typename X::T;
   GradientRows<X> gradient;
-  T* strip;                    // [blocks][strip_rows][width][block]
-  T *chunk_value, *chunk_place;  // [chunk] gradients of a window's filters, and their positions or -1
-  T* value;                    // [window][list_size] gradients, by position
-  int32_t *filter, *start;     // [window][list_size] their filters, [window][positions + 1] where positions start
-  int64_t* offset;             // [segments * vectors] where a vector of taps belongs in the strip
+  T* strip;  // [blocks][strip_rows][width][block]
+  T *chunk_value,
+      *chunk_place;  // [chunk] gradients of a window's filters, and their positions or -1
+  T* value;          // [window][list_size] gradients, by position
+  int32_t *filter,
+      *start;  // [window][list_size] their filters, [window][positions + 1] where positions start
+  int64_t* offset;  // [segments * vectors] where a vector of taps belongs in the strip
   int64_t list_size, size;
 
   BackwardInputScratch(const ConvReLUPoolParams& p, const BackwardInputPlan<X>& plan, Arena arena)
@@ -108,8 +114,9 @@ static void conv_backward_input_pack(const ConvBackwardArgs& a) {
         for (int64_t k = 0; k < plan.K; k++, out += taps.padded_filter()) {
           for (int64_t r = 0; r < p.R; r++) {
             typename X::T* run = out + (p.dilation_w == 1 ? r : r * p.S) * run_size;
-            copy_matrix<X>(at<const IO>(a.weight, g * plan.K + k, b * taps.block, r, 0), a.weight.stride[3],
-                           a.weight.stride[1], run, p.dilation_w == 1 ? taps.block : run_size, 1, p.S, channels);
+            copy_matrix<X>(at<const IO>(a.weight, g * plan.K + k, b * taps.block, r, 0),
+                           a.weight.stride[3], a.weight.stride[1], run,
+                           p.dilation_w == 1 ? taps.block : run_size, 1, p.S, channels);
           }
         }
       }
@@ -117,12 +124,13 @@ static void conv_backward_input_pack(const ConvBackwardArgs& a) {
   });
 }
 
-// patch += sum over a list of gradient * weights, for NA vectors of the filters' taps. A run that does not fill its last
-// vector must not touch what follows it in the strip: there, tail lanes count.
+// patch += sum over a list of gradient * weights, for NA vectors of the filters' taps. A run that
+// does not fill its last vector must not touch what follows it in the strip: there, tail lanes
+// count.
 template <class X, int NA>
 static void gather_filters(const typename X::T* weight, int64_t filter_size, const int32_t* filter,
-                           const typename X::T* value, int64_t count, const int64_t* offset, int64_t first,
-                           const TapRuns<X>& taps, typename X::T* patch) {
+                           const typename X::T* value, int64_t count, const int64_t* offset,
+                           int64_t first, const TapRuns<X>& taps, typename X::T* patch) {
   constexpr int kUnroll = NA >= 8 ? 1 : NA >= 4 ? 2 : 4;
   typename X::V sum[kUnroll][NA];
 #pragma GCC unroll 4
@@ -180,11 +188,13 @@ static GatherFilters<X> gather_filters_for(int64_t vectors) {
   return gather_filters<X, NA>;
 }
 
-// Of filters [k0, k0 + chunk) of a group, those whose gradient is not zero, listed by window and position.
+// Of filters [k0, k0 + chunk) of a group, those whose gradient is not zero, listed by window and
+// position.
 template <class X>
 static void list_by_position(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan,
-                             const BackwardInputScratch<X>& s, const WindowWalk& walk, int64_t n, int64_t group_k0,
-                             int64_t k0, int64_t chunk, int64_t ph0, int64_t ph1) {
+                             const BackwardInputScratch<X>& s, const WindowWalk& walk, int64_t n,
+                             int64_t group_k0, int64_t k0, int64_t chunk, int64_t ph0,
+                             int64_t ph1) {
   using T = typename X::T;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = round_up(chunk, X::kLanes);
@@ -201,8 +211,8 @@ static void list_by_position(const ConvBackwardArgs& a, const BackwardInputPlan<
       const auto append = [&](const T* from, int64_t position, int count) {
         const auto wanted = X::set1(static_cast<T>(position));
         for (int64_t k = 0; k < lanes; k += X::kLanes) {
-          count += X::compress(X::eq(X::load(s.chunk_place + k), wanted), X::load(from + k), static_cast<int>(k),
-                               value + count, filter + count);
+          count += X::compress(X::eq(X::load(s.chunk_place + k), wanted), X::load(from + k),
+                               static_cast<int>(k), value + count, filter + count);
         }
         start[position + 1] = count;
       };
@@ -237,8 +247,8 @@ static void list_by_position(const ConvBackwardArgs& a, const BackwardInputPlan<
 // Adds what pooled rows [ph0, ph1) contribute to the strip, whose first row is that of ph0.
 template <class X>
 static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan,
-                         const BackwardInputScratch<X>& s, const WindowWalk& walk, int64_t n, int64_t g,
-                         int64_t ph0, int64_t ph1) {
+                         const BackwardInputScratch<X>& s, const WindowWalk& walk, int64_t n,
+                         int64_t g, int64_t ph0, int64_t ph1) {
   const ConvReLUPoolParams& p = *a.params;
   const TapRuns<X>& taps = plan.taps;
   const int64_t filter_size = taps.padded_filter(), total = taps.segments * taps.vectors;
@@ -246,7 +256,8 @@ static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& 
   const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
   const auto* packed = static_cast<const typename X::T*>(a.packed_weight) + g * plan.group_size();
   for (int64_t k0 = 0; k0 < plan.K; k0 += plan.chunk) {
-    list_by_position(a, plan, s, walk, n, g * plan.K, k0, min_of(plan.chunk, plan.K - k0), ph0, ph1);
+    list_by_position(a, plan, s, walk, n, g * plan.K, k0, min_of(plan.chunk, plan.K - k0), ph0,
+                     ph1);
     for (int64_t b = 0; b < taps.blocks; b++) {
       const auto* weight = packed + (b * plan.K + k0) * filter_size;
       typename X::T* strip = s.strip + b * plan.strip_block();
@@ -262,8 +273,8 @@ static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& 
               const int64_t count = start[position + 1] - start[position];
               if (count == 0) continue;
               const int64_t at = window * s.list_size + start[position];
-              gather(weight + v * X::kLanes, filter_size, s.filter + at, s.value + at, count, s.offset + v, v, taps,
-                     patch + walk.place[position]);
+              gather(weight + v * X::kLanes, filter_size, s.filter + at, s.value + at, count,
+                     s.offset + v, v, taps, patch + walk.place[position]);
             }
           }
         }
@@ -272,11 +283,12 @@ static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& 
   }
 }
 
-// Writes rows [h0, h1) of grad_x, clipped to [own0, own1), from a strip whose first row is h0; rows beyond the strip are
-// zero, as are columns that no window reaches.
+// Writes rows [h0, h1) of grad_x, clipped to [own0, own1), from a strip whose first row is h0; rows
+// beyond the strip are zero, as are columns that no window reaches.
 template <class X, class IO>
-static void write_rows(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan, const BackwardInputScratch<X>& s,
-                       int64_t n, int64_t g, int64_t h0, int64_t h1, int64_t own0, int64_t own1) {
+static void write_rows(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan,
+                       const BackwardInputScratch<X>& s, int64_t n, int64_t g, int64_t h0,
+                       int64_t h1, int64_t own0, int64_t own1) {
   const ConvReLUPoolParams& p = *a.params;
   const TapRuns<X>& taps = plan.taps;
   for (int64_t h = max_of(h0, own0); h < min_of(h1, own1); h++) {
@@ -288,7 +300,8 @@ static void write_rows(const ConvBackwardArgs& a, const BackwardInputPlan<X>& pl
       const typename X::T* from =
           s.strip + b * plan.strip_block() + ((h - h0) * plan.width + p.padding_w) * taps.block;
       if (cols > 0) {
-        copy_matrix<X>(from, taps.block, 1, to, a.grad_x.stride[3], a.grad_x.stride[1], cols, channels);
+        copy_matrix<X>(from, taps.block, 1, to, a.grad_x.stride[3], a.grad_x.stride[1], cols,
+                       channels);
       }
       for (int64_t w = cols; w < p.W; w++) {
         for (int64_t c = 0; c < channels; c++) {
@@ -311,9 +324,11 @@ static void advance_strip(const BackwardInputPlan<X>& plan, typename X::T* strip
   }
 }
 
-// The pooled rows [row_begin, row_end) own the rows of grad_x from their first row to that of row_end; windows above that
-// reach into these rows are computed again, so that no two calls write the same row.
-static void conv_backward_input(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end, void* base) {
+// The pooled rows [row_begin, row_end) own the rows of grad_x from their first row to that of
+// row_end; windows above that reach into these rows are computed again, so that no two calls write
+// the same row.
+static void conv_backward_input(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
+                                void* base) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
@@ -338,7 +353,8 @@ static void conv_backward_input(const ConvBackwardArgs& a, int64_t row_begin, in
           const int64_t next = min_of(ph + plan.rows, end);
           s.gradient.template stage<IO>(a, n, g * plan.K, ph, next);
           add_to_strip(a, plan, s, walk, n, g, ph, next);
-          const int64_t h0 = plan.first_row(p, ph), h1 = next < end ? plan.first_row(p, next) : own1;
+          const int64_t h0 = plan.first_row(p, ph),
+                        h1 = next < end ? plan.first_row(p, next) : own1;
           write_rows<X, IO>(a, plan, s, n, g, h0, h1, own0, own1);
           advance_strip<X>(plan, s.strip, h1 - h0);
           ph = next;

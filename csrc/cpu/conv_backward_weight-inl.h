@@ -1,9 +1,11 @@
-// Weight and bias gradient of conv_relu_pool, exact and sparse: for a fixed filter, every window contributes its gradient
-// times the input patch under the one position that the code names, so a quarter of a dense gradient's work for 2 x 2
-// windows, without a branch and without the expanded map.
+// Weight and bias gradient of conv_relu_pool, exact and sparse: for a fixed filter, every window
+// contributes its gradient times the input patch under the one position that the code names, so a
+// quarter of a dense gradient's work for 2 x 2 windows, without a branch and without the expanded
+// map.
 //
-// A few pooled rows at a time become one list of (place in the input strip, gradient) per filter. The taps' sums of one
-// filter and block of channels stay in registers while its list is read; the strip's block stays in L1.
+// A few pooled rows at a time become one list of (place in the input strip, gradient) per filter.
+// The taps' sums of one filter and block of channels stay in registers while its list is read; the
+// strip's block stays in L1.
 #pragma once
 
 #include "conv_gradient-inl.h"
@@ -17,7 +19,7 @@ struct BackwardWeightPlan {
   static constexpr int kSums = X::kTileCols >= 12 ? 18 : 12;  // that stay in registers
   static constexpr int kVectors = 6;                          // of a run, at a time
 
-  int64_t C, K;          // per group
+  int64_t C, K;  // per group
   TapRuns<X> taps;
   int64_t width, rows, strip_rows;  // strip columns, pooled rows of a strip, their input rows
   int64_t windows, capacity;        // of a strip; list entries of a filter
@@ -28,12 +30,15 @@ struct BackwardWeightPlan {
     width = (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     rows = 1;
-    while (rows < p.PH && input_rows(p, rows + 1) * width * taps.block * static_cast<int64_t>(sizeof(T)) <= kStripBytes) {
+    while (rows < p.PH &&
+           input_rows(p, rows + 1) * width * taps.block * static_cast<int64_t>(sizeof(T)) <=
+               kStripBytes) {
       rows++;
     }
     strip_rows = input_rows(p, rows);
     windows = rows * p.PW;
-    // An odd number of cache lines, so that the lists' ends, all written at once, do not share one cache set.
+    // An odd number of cache lines, so that the lists' ends, all written at once, do not share one
+    // cache set.
     capacity = (ceil_div(windows * (p.pool == Pool::kAvg ? p.pool_h * p.pool_w : 1), 16) | 1) * 16;
   }
 
@@ -42,7 +47,9 @@ struct BackwardWeightPlan {
     return (conv_rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
   }
 
-  int64_t strip_block() const { return round_up(strip_rows * width * taps.block + 2 * X::kLanes, 16); }
+  int64_t strip_block() const {
+    return round_up(strip_rows * width * taps.block + 2 * X::kLanes, 16);
+  }
   int64_t filter_size() const { return taps.blocks * taps.padded_filter(); }
 };
 
@@ -63,11 +70,13 @@ struct BackwardWeightScratch {
   }
 };
 
-// sums[row][vector] += value * strip[place + row offset + vector], over a list, NR runs by NV vectors. Few sums are
-// unrolled over the list, since a sum that waits for itself wastes four cycles.
+// sums[row][vector] += value * strip[place + row offset + vector], over a list, NR runs by NV
+// vectors. Few sums are unrolled over the list, since a sum that waits for itself wastes four
+// cycles.
 template <class X, int NR, int NV>
-static void accumulate_taps(const typename X::T* strip, const int64_t* run_offset, const int32_t* place,
-                            const typename X::T* value, int64_t count, typename X::T* sums, int64_t run_size) {
+static void accumulate_taps(const typename X::T* strip, const int64_t* run_offset,
+                            const int32_t* place, const typename X::T* value, int64_t count,
+                            typename X::T* sums, int64_t run_size) {
   constexpr int kUnroll = NR * NV >= 8 ? 1 : NR * NV >= 4 ? 2 : 4;
   typename X::V sum[kUnroll][NR][NV];
 #pragma GCC unroll 4
@@ -148,13 +157,16 @@ static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPl
     const int64_t widest = ceil_div(taps.vectors, pieces);
     runs = min_of(min_of(3, plan.kSums / widest), taps.segments - r);
     for (int64_t piece = 0; piece < pieces; piece++) {
-      const int64_t v = taps.vectors * piece / pieces, vectors = taps.vectors * (piece + 1) / pieces - v;
+      const int64_t v = taps.vectors * piece / pieces,
+                    vectors = taps.vectors * (piece + 1) / pieces - v;
       const auto accumulate = accumulate_taps_for<X>(runs, vectors);
       int64_t offset[3];
-      for (int64_t i = 0; i < runs; i++) offset[i] = taps.offset(p, r + i, plan.width) + v * X::kLanes;
+      for (int64_t i = 0; i < runs; i++)
+        offset[i] = taps.offset(p, r + i, plan.width) + v * X::kLanes;
       for (int64_t k = 0; k < plan.K; k++) {
-        accumulate(strip, offset, s.place + k * plan.capacity, s.value + k * plan.capacity, s.count[k],
-                   block_sums + k * plan.filter_size() + r * run_size + v * X::kLanes, run_size);
+        accumulate(strip, offset, s.place + k * plan.capacity, s.value + k * plan.capacity,
+                   s.count[k], block_sums + k * plan.filter_size() + r * run_size + v * X::kLanes,
+                   run_size);
       }
     }
   }
@@ -163,8 +175,8 @@ static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPl
 // One list per filter, of the gradients that are not zero.
 template <class X>
 static void list_by_filter(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
-                           const BackwardWeightScratch<X>& s, const WindowWalk& walk, int64_t n, int64_t k0,
-                           int64_t ph0, int64_t ph1, int64_t p0) {
+                           const BackwardWeightScratch<X>& s, const WindowWalk& walk, int64_t n,
+                           int64_t k0, int64_t ph0, int64_t ph1, int64_t p0) {
   const ConvReLUPoolParams& p = *a.params;
   fill_zero(s.count, plan.K);
   const typename X::T* g = s.gradient.grad;
@@ -213,7 +225,8 @@ static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
 }
 
 template <class X>
-static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K, typename X::T* sums) {
+static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
+                              typename X::T* sums) {
   for (int64_t k = 0; k < K; k += X::kLanes) {
     const int n = static_cast<int>(min_of(X::kLanes, K - k));
     auto total = X::zero();
@@ -224,8 +237,8 @@ static void add_bias_gradient(const typename X::T* grad, int64_t positions, int6
 
 // An average's pooled gradient reaches the bias once a position that the activation lets through.
 template <class X>
-static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan, const BackwardWeightScratch<X>& s,
-                                       typename X::T* sums) {
+static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan,
+                                       const BackwardWeightScratch<X>& s, typename X::T* sums) {
   for (int64_t k = 0; k < plan.K; k++) {
     typename X::T total = 0;
     for (int64_t i = 0; i < s.count[k]; i++) total += s.value[k * plan.capacity + i];
@@ -233,8 +246,8 @@ static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan, const 
   }
 }
 
-static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end, int64_t slot,
-                                 void* base) {
+static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
+                                 int64_t slot, void* base) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
@@ -244,7 +257,9 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
     const TapRuns<X>& taps = plan.taps;
     const BackwardWeightScratch<X> s(p, plan, Arena{static_cast<char*>(base)});
     const WindowWalk walk(p, p.stride_h * plan.width * taps.block, p.stride_w * taps.block);
-    T* weight = a.partial_weight ? static_cast<T*>(a.partial_weight) + slot * p.K * plan.filter_size() : nullptr;
+    T* weight = a.partial_weight
+                    ? static_cast<T*>(a.partial_weight) + slot * p.K * plan.filter_size()
+                    : nullptr;
     T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
     for (int64_t row = row_begin; row < row_end;) {
       const int64_t n = row / p.PH, ph0 = row % p.PH;
@@ -267,9 +282,11 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
         for (int64_t b = 0; b < taps.blocks; b++) {
           T* strip = s.strip + b * plan.strip_block();
           stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
-                             min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h, input_rows,
-                             -p.padding_w, plan.width, taps.block, strip);
-          accumulate_block(p, plan, s, strip, weight + k0 * plan.filter_size() + b * taps.padded_filter());
+                             min_of(taps.block, plan.C - b * taps.block),
+                             p0 * p.stride_h - p.padding_h, input_rows, -p.padding_w, plan.width,
+                             taps.block, strip);
+          accumulate_block(p, plan, s, strip,
+                           weight + k0 * plan.filter_size() + b * taps.padded_filter());
         }
       }
     }
@@ -294,7 +311,8 @@ static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots
           for (int64_t t = 0; t < p.S; t++) {
             const int64_t segment = p.dilation_w == 1 ? r : r * p.S + t;
             const int64_t place = c % taps.block + (p.dilation_w == 1 ? t * taps.block : 0);
-            const T* from = weight + k * plan.filter_size() + c / taps.block * taps.padded_filter() +
+            const T* from = weight + k * plan.filter_size() +
+                            c / taps.block * taps.padded_filter() +
                             segment * taps.vectors * X::kLanes + place;
             T total = 0;
             for (int64_t i = 0; i < slots; i++) total += from[i * p.K * plan.filter_size()];

@@ -1,11 +1,11 @@
-// Forward of conv_relu_pool: direct convolution whose sums never leave the cache, pooled in registers where windows are
-// 2 x 2, and otherwise in a ring of convolution rows. What is written to memory is y and, for training, one code byte a
-// pooled output.
+// Forward of conv_relu_pool: direct convolution whose sums never leave the cache, pooled in
+// registers where windows are 2 x 2, and otherwise in a ring of convolution rows. What is written
+// to memory is y and, for training, one code byte a pooled output.
 //
-// A unit of work is (image, group, a few pooled rows). Its input rows are staged once, then every block of filters runs
-// over them: weights packed [R][S][C][lanes] stream past, input elements are broadcast, and a tile of
-// rows x columns x filters accumulates in registers. The run over S and C is one reduction, so that a first layer of 1 or 3
-// channels is as dense as any other.
+// A unit of work is (image, group, a few pooled rows). Its input rows are staged once, then every
+// block of filters runs over them: weights packed [R][S][C][lanes] stream past, input elements are
+// broadcast, and a tile of rows x columns x filters accumulates in registers. The run over S and C
+// is one reduction, so that a first layer of 1 or 3 channels is as dense as any other.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -17,18 +17,19 @@ namespace imgfast::cpu::IMGFAST_ISA {
 template <class X>
 struct ForwardPlan {
   using T = typename X::T;
-  static constexpr int kBlock = 2 * X::kLanes;  // filters of one block; the last one may be one vector
+  static constexpr int kBlock =
+      2 * X::kLanes;  // filters of one block; the last one may be one vector
 
-  int64_t C, K, filters;         // per group; filters is K rounded up to whole vectors
-  int64_t width;                 // columns of a strip
-  int64_t parts;                 // units of an image and group
-  int64_t rows;                  // input rows of the largest unit
-  int64_t span_h;                // convolution rows under one pooled row: the ring's size
-  bool in_tile;                  // 2 x 2 windows pooled in registers
-  bool activate_first;           // the pool needs activated values
-  int64_t columns;               // convolution columns that are computed
+  int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
+  int64_t width;          // columns of a strip
+  int64_t parts;          // units of an image and group
+  int64_t rows;           // input rows of the largest unit
+  int64_t span_h;         // convolution rows under one pooled row: the ring's size
+  bool in_tile;           // 2 x 2 windows pooled in registers
+  bool activate_first;    // the pool needs activated values
+  int64_t columns;        // convolution columns that are computed
 
-  Reduction reduction;           // of one output, through a strip
+  Reduction reduction;  // of one output, through a strip
 
   explicit ForwardPlan(const ConvForwardArgs& a) {
     const ConvReLUPoolParams& p = *a.params;
@@ -104,7 +105,8 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
       for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
         const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
         const int64_t valid = min_of(lanes, plan.K - k0);
-        pack_filters<X>(p, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0), plan.C, valid, lanes, out);
+        pack_filters<X>(p, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0), plan.C,
+                        valid, lanes, out);
         out += p.R * p.S * plan.C * lanes;
       }
       fill_zero(out, plan.filters);
@@ -115,8 +117,9 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
 
 // 2 x 2 windows: two convolution rows by 2 * NW columns, pooled as they leave the accumulators.
 template <class X, int NV, int NW>
-static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* in,
-                        const typename X::T* weight, int64_t pw, const RowSink<X>& sink) {
+static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
+                        const typename X::T* in, const typename X::T* weight, int64_t pw,
+                        const RowSink<X>& sink) {
   Tile<X, NV, 2, 2 * NW> tile;
   convolve_tile(plan.reduction, in, weight, tile);
   const auto& sum = tile.sum;
@@ -124,7 +127,8 @@ static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
   for (int w = 0; w < NW; w++) {
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) {
-      typename X::V s[4] = {sum[0][2 * w][v], sum[0][2 * w + 1][v], sum[1][2 * w][v], sum[1][2 * w + 1][v]};
+      typename X::V s[4] = {sum[0][2 * w][v], sum[0][2 * w + 1][v], sum[1][2 * w][v],
+                            sum[1][2 * w + 1][v]};
       pool_window(p.pool, sink, s, pw + w, v);
     }
   }
@@ -132,8 +136,8 @@ static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
 
 // One convolution row, up to kTileCols columns at a time, into the ring.
 template <class X, int NV, int TC>
-static void ring_tile(const ForwardPlan<X>& plan, const typename X::T* in, const typename X::T* weight,
-                      const RowSink<X>& sink, typename X::T* out) {
+static void ring_tile(const ForwardPlan<X>& plan, const typename X::T* in,
+                      const typename X::T* weight, const RowSink<X>& sink, typename X::T* out) {
   Tile<X, NV, 1, TC> tile;
   convolve_tile(plan.reduction, in, weight, tile);
 #pragma GCC unroll 12
@@ -160,8 +164,8 @@ static RingTile<X, NV> ring_tile_for(int64_t cols) {
 
 // Pools one row of windows from the ring; convolution row h lies in slot h % span_h.
 template <class X, int NV>
-static void pool_row(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, const typename X::T* ring,
-                     int64_t ph, const RowSink<X>& sink) {
+static void pool_row(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
+                     const typename X::T* ring, int64_t ph, const RowSink<X>& sink) {
   const int64_t lanes = NV * X::kLanes, ring_row = p.Q * lanes;
   const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
   for (int64_t pw = 0; pw < p.PW; pw++) {
@@ -199,11 +203,13 @@ static void pool_row(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p, co
   }
 }
 
-// All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of convolution row p0.
+// All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of
+// convolution row p0.
 template <class X, class IO, int NV>
-static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan, const ForwardScratch<X>& scratch,
-                          int64_t n, int64_t k, const typename X::T* weight, RowSink<X> sink, int64_t ph0,
-                          int64_t ph1, int64_t p0) {
+static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
+                          const ForwardScratch<X>& scratch, int64_t n, int64_t k,
+                          const typename X::T* weight, RowSink<X> sink, int64_t ph0, int64_t ph1,
+                          int64_t p0) {
   const ConvReLUPoolParams& p = *a.params;
   sink.lanes = NV * X::kLanes;
   const int64_t step = plan.in_tile ? 3 : X::kTileCols;  // outputs of a full tile
@@ -232,17 +238,19 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan, 
         typename X::T* out = scratch.ring + next % plan.span_h * p.Q * sink.lanes;
         for (int64_t t = 0; t < tiles; t++) {
           const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
-          ring_tile_for<X, NV>(cols)(plan, in + q * plan.reduction.col_step, weight, sink, out + q * sink.lanes);
+          ring_tile_for<X, NV>(cols)(plan, in + q * plan.reduction.col_step, weight, sink,
+                                     out + q * sink.lanes);
         }
       }
       pool_row<X, NV>(plan, p, scratch.ring, ph, sink);
     }
-    copy_matrix<X>(scratch.row, sink.lanes, 1, at<IO>(a.y, n, k, ph, 0), a.y.stride[3], a.y.stride[1], p.PW,
-                   sink.valid);
+    copy_matrix<X>(scratch.row, sink.lanes, 1, at<IO>(a.y, n, k, ph, 0), a.y.stride[3],
+                   a.y.stride[1], p.PW, sink.valid);
   }
 }
 
-static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end, void* base) {
+static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
+                         void* base) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
@@ -254,8 +262,7 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
       const int64_t n = unit / plan.parts / p.groups;
       const int64_t ph0 = part * a.unit_rows, ph1 = min_of(ph0 + a.unit_rows, p.PH);
       const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
-      const int64_t p1 =
-          min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
+      const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
       const int64_t rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
       stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h, rows,
                          -p.padding_w, plan.width, plan.C, scratch.strip);

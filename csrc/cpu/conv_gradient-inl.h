@@ -1,22 +1,25 @@
-// What both gradients of conv_relu_pool share: the gradient at the convolution's output, as sparse as it is.
+// What both gradients of conv_relu_pool share: the gradient at the convolution's output, as sparse
+// as it is.
 //
-// Of every max window one position at most has a gradient, and the code byte names it. So the pooled gradient, taken
-// through the activation, is all that is staged, [positions][K] for a few pooled rows; the map of convolution outputs is
-// never expanded. Averages and the absence of a pool are the same walk with more positions a window.
+// Of every max window one position at most has a gradient, and the code byte names it. So the
+// pooled gradient, taken through the activation, is all that is staged, [positions][K] for a few
+// pooled rows; the map of convolution outputs is never expanded. Averages and the absence of a pool
+// are the same walk with more positions a window.
 #pragma once
 
 #include "conv_rows-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-// How both gradients look at the taps of a filter: runs of S * block channels (one tap's channels if dilated), cut into
-// vectors. A block is all channels of a small C, or 16 or 32 of them, so that what is walked at random stays in L1.
+// How both gradients look at the taps of a filter: runs of S * block channels (one tap's channels
+// if dilated), cut into vectors. A block is all channels of a small C, or 16 or 32 of them, so that
+// what is walked at random stays in L1.
 template <class X>
 struct TapRuns {
-  int64_t block, blocks;     // channels of a block; blocks of a group
-  int64_t segments, run;     // runs of a filter, elements of a run
-  int64_t vectors;           // vectors of a run, the last one padded
-  int tail;                  // lanes of the last one that count
+  int64_t block, blocks;  // channels of a block; blocks of a group
+  int64_t segments, run;  // runs of a filter, elements of a run
+  int64_t vectors;        // vectors of a run, the last one padded
+  int tail;               // lanes of the last one that count
 
   TapRuns(const ConvReLUPoolParams& p, int64_t C, int64_t widest) {
     block = C;
@@ -29,7 +32,9 @@ struct TapRuns {
     tail = static_cast<int>(run - (vectors - 1) * X::kLanes);
   }
 
-  int64_t padded_filter() const { return segments * vectors * X::kLanes; }  // elements of a filter's block
+  int64_t padded_filter() const {
+    return segments * vectors * X::kLanes;
+  }  // elements of a filter's block
 
   // Where run i starts in a strip of this width, relative to the convolution output's own place.
   int64_t offset(const ConvReLUPoolParams& p, int64_t i, int64_t width) const {
@@ -38,11 +43,13 @@ struct TapRuns {
   }
 };
 
-// Gradients at the convolution's output for pooled rows [ph0, ph1) of image n, filters [k0, k0 + K).
+// Gradients at the convolution's output for pooled rows [ph0, ph1) of image n, filters [k0, k0 +
+// K).
 template <class X>
 struct GradientRows {
-  typename X::T* grad;  // [positions][K], through the activation and divided by an average's divisor
-  typename X::T* y;     // [positions][K] where the activation's derivative needs it
+  typename X::T*
+      grad;          // [positions][K], through the activation and divided by an average's divisor
+  typename X::T* y;  // [positions][K] where the activation's derivative needs it
   int64_t K;
 
   static bool needs_y(const ConvReLUPoolParams& p) {
@@ -56,7 +63,8 @@ struct GradientRows {
   }
 
   // The gradient at the activation's argument. Blocked: the argument was <= 0 (see kBlocked).
-  static typename X::V through(const ConvReLUPoolParams& p, typename X::V g, typename X::V y, typename X::V code) {
+  static typename X::V through(const ConvReLUPoolParams& p, typename X::V g, typename X::V y,
+                               typename X::V code) {
     const auto one = X::set1(1);
     switch (p.activation) {
       case Activation::kSigmoid:
@@ -66,7 +74,8 @@ struct GradientRows {
       case Activation::kReLU:
       case Activation::kLeakyReLU: {
         if (p.pool == Pool::kAvg) return g;  // position by position, by the bits of the code
-        const auto blocked = p.pool == Pool::kNone ? X::ge(X::zero(), y) : X::ge(code, X::set1(kBlocked));
+        const auto blocked =
+            p.pool == Pool::kNone ? X::ge(X::zero(), y) : X::ge(code, X::set1(kBlocked));
         const double slope = p.activation == Activation::kReLU ? 0.0 : kLeakyReLUSlope;
         return X::blend(blocked, slope == 0.0 ? X::zero() : X::mul(g, X::set1(slope)), g);
       }
@@ -82,13 +91,16 @@ struct GradientRows {
     for (int64_t ph = ph0; ph < ph1; ph++) {
       typename X::T* g = grad + (ph - ph0) * p.PW * K;
       typename X::T* out = y + (ph - ph0) * p.PW * K;
-      copy_matrix<X>(at<const IO>(a.grad_y, n, k0, ph, 0), a.grad_y.stride[3], a.grad_y.stride[1], g, K, 1, p.PW, K);
+      copy_matrix<X>(at<const IO>(a.grad_y, n, k0, ph, 0), a.grad_y.stride[3], a.grad_y.stride[1],
+                     g, K, 1, p.PW, K);
       if (needs_y(p)) {
-        copy_matrix<X>(at<const IO>(a.y, n, k0, ph, 0), a.y.stride[3], a.y.stride[1], out, K, 1, p.PW, K);
+        copy_matrix<X>(at<const IO>(a.y, n, k0, ph, 0), a.y.stride[3], a.y.stride[1], out, K, 1,
+                       p.PW, K);
       }
       if (!transforms) continue;
       for (int64_t pw = 0; pw < p.PW; pw++, g += K, out += needs_y(p) ? K : 0) {
-        const uint8_t* codes = a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + k0 : nullptr;
+        const uint8_t* codes =
+            a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + k0 : nullptr;
         const auto scale = X::set1(static_cast<typename X::T>(
             p.pool == Pool::kAvg ? 1.0 / avg_divisor(p, ph * p.pool_stride_h - p.pool_padding_h,
                                                      pw * p.pool_stride_w - p.pool_padding_w)
@@ -104,28 +116,33 @@ struct GradientRows {
   }
 };
 
-// The positions of one window that may carry a gradient: all of an average, the named one of a maximum.
+// The positions of one window that may carry a gradient: all of an average, the named one of a
+// maximum.
 struct WindowWalk {
   const ConvReLUPoolParams& p;
-  int64_t row_step, col_step;          // of neighbouring convolution outputs in a strip
-  int64_t place[kMaxWindow];           // of a position, relative to the window's first
+  int64_t row_step, col_step;  // of neighbouring convolution outputs in a strip
+  int64_t place[kMaxWindow];   // of a position, relative to the window's first
 
   WindowWalk(const ConvReLUPoolParams& p, int64_t row_step, int64_t col_step)
       : p(p), row_step(row_step), col_step(col_step) {
     for (int64_t i = 0; i < min_of(p.pool_h * p.pool_w, kMaxWindow); i++) {
-      place[i] = i / p.pool_w * p.pool_dilation_h * row_step + i % p.pool_w * p.pool_dilation_w * col_step;
+      place[i] =
+          i / p.pool_w * p.pool_dilation_h * row_step + i % p.pool_w * p.pool_dilation_w * col_step;
     }
   }
 
-  // Of the window (ph, pw) in a strip whose first row belongs to convolution row p0 and first column to output 0.
+  // Of the window (ph, pw) in a strip whose first row belongs to convolution row p0 and first
+  // column to output 0.
   int64_t window(int64_t ph, int64_t pw, int64_t p0) const {
     return (ph * p.pool_stride_h - p.pool_padding_h - p0) * row_step +
            (pw * p.pool_stride_w - p.pool_padding_w) * col_step;
   }
 
   bool inside(int64_t ph, int64_t pw, int64_t position) const {
-    const int64_t h = ph * p.pool_stride_h - p.pool_padding_h + position / p.pool_w * p.pool_dilation_h;
-    const int64_t w = pw * p.pool_stride_w - p.pool_padding_w + position % p.pool_w * p.pool_dilation_w;
+    const int64_t h =
+        ph * p.pool_stride_h - p.pool_padding_h + position / p.pool_w * p.pool_dilation_h;
+    const int64_t w =
+        pw * p.pool_stride_w - p.pool_padding_w + position % p.pool_w * p.pool_dilation_w;
     return h >= 0 && h < p.P && w >= 0 && w < p.Q;
   }
 

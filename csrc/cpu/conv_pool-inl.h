@@ -10,14 +10,16 @@ namespace imgfast::cpu::IMGFAST_ISA {
 template <class X>
 struct RowSink {
   using V = typename X::V;
-  typename X::T* row;            // [PW][lanes]
-  uint8_t* codes;                // [PW][K] at the block's first filter, or null
+  typename X::T* row;  // [PW][lanes]
+  uint8_t* codes;      // [PW][K] at the block's first filter, or null
   int64_t code_step, lanes, valid;
-  const typename X::T* bias;     // [lanes]
+  const typename X::T* bias;  // [lanes]
   Activation activation;
   bool activate_first;
 
-  V activated(V sum, int v) const { return activate<X>(activation, X::add(sum, X::load(bias + v * X::kLanes))); }
+  V activated(V sum, int v) const {
+    return activate<X>(activation, X::add(sum, X::load(bias + v * X::kLanes)));
+  }
 
   void put(int64_t pw, int v, V value, V code) const {
     if (!activate_first) {
@@ -38,9 +40,11 @@ struct RowSink {
   }
 };
 
-// The tie rule, once: a later position wins only if it is greater or NaN. At equal values the first stays.
+// The tie rule, once: a later position wins only if it is greater or NaN. At equal values the first
+// stays.
 template <class X>
-static inline void take_max(typename X::V& value, typename X::V& code, typename X::V candidate, int position) {
+static inline void take_max(typename X::V& value, typename X::V& code, typename X::V candidate,
+                            int position) {
   const auto wins = X::either(X::gt(candidate, value), X::is_nan(candidate));
   value = X::blend(wins, candidate, value);
   code = X::blend(wins, X::set1(static_cast<typename X::T>(position)), code);
@@ -48,16 +52,18 @@ static inline void take_max(typename X::V& value, typename X::V& code, typename 
 
 // One term of an average, and its bit of the code.
 template <class X>
-static inline void take_avg(typename X::V& value, typename X::V& code, typename X::V term, int position) {
+static inline void take_avg(typename X::V& value, typename X::V& code, typename X::V term,
+                            int position) {
   value = X::add(value, term);
-  const auto bit = X::set1(static_cast<typename X::T>(position < kMaxAvgWindow ? 1 << position : 0));
+  const auto bit =
+      X::set1(static_cast<typename X::T>(position < kMaxAvgWindow ? 1 << position : 0));
   code = X::add(code, X::blend(X::ge(X::zero(), term), X::zero(), bit));
 }
 
 // A 2 x 2 window whose four sums, row by row, are in registers.
 template <class X>
-[[gnu::always_inline]] static inline void pool_window(Pool pool, const RowSink<X>& sink, typename X::V (&s)[4],
-                                                      int64_t pw, int v) {
+[[gnu::always_inline]] static inline void pool_window(Pool pool, const RowSink<X>& sink,
+                                                      typename X::V (&s)[4], int64_t pw, int v) {
   if (sink.activate_first) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) s[i] = sink.activated(s[i], v);

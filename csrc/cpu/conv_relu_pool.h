@@ -1,5 +1,5 @@
-// What one instruction set offers for conv_relu_pool. Pointers only: these structs cross into translation units that
-// include neither torch nor the C++ library.
+// What one instruction set offers for conv_relu_pool. Pointers only: these structs cross into
+// translation units that include neither torch nor the C++ library.
 #pragma once
 
 #include "../conv_relu_pool.h"
@@ -40,16 +40,16 @@ struct ConvBackwardArgs {
   void* grad_bias;       // [K]
 };
 
-// Sizes are in bytes. A unit of forward is (image, group, unit_rows pooled rows); calls on disjoint units may run in parallel,
-// each with a scratch of its own, aligned to 64 bytes.
+// Sizes are in bytes. A unit of forward is (image, group, unit_rows pooled rows); calls on disjoint
+// units may run in parallel, each with a scratch of its own, aligned to 64 bytes.
 struct ConvReLUPoolKernels {
   int64_t (*forward_pack_size)(const ConvForwardArgs&);
   void (*forward_pack)(const ConvForwardArgs&);
   int64_t (*forward_scratch)(const ConvForwardArgs&);
   void (*forward)(const ConvForwardArgs&, int64_t unit_begin, int64_t unit_end, void* scratch);
 
-  // The same by Winograd's algorithm, for 3 x 3 filters of stride 1 before 2 x 2 windows or no pool. A unit is
-  // unit_rows rows of 4 x 4 tiles, of all images, and a group.
+  // The same by Winograd's algorithm, for 3 x 3 filters of stride 1 before 2 x 2 windows or no
+  // pool. A unit is unit_rows rows of 4 x 4 tiles, of all images, and a group.
   int64_t (*winograd_pack_size)(const ConvForwardArgs&);
   void (*winograd_pack)(const ConvForwardArgs&);
   int64_t (*winograd_scratch)(const ConvForwardArgs&);
@@ -59,7 +59,8 @@ struct ConvReLUPoolKernels {
   void (*backward_input_pack)(const ConvBackwardArgs&);
   int64_t (*backward_input_scratch)(const ConvBackwardArgs&);
   // Rows [row_begin, row_end) of all images' pooled rows, counted n * PH + ph.
-  void (*backward_input)(const ConvBackwardArgs&, int64_t row_begin, int64_t row_end, void* scratch);
+  void (*backward_input)(const ConvBackwardArgs&, int64_t row_begin, int64_t row_end,
+                         void* scratch);
 
   int64_t (*backward_weight_partial_size)(const ConvBackwardArgs&);
   int64_t (*backward_weight_scratch)(const ConvBackwardArgs&);

@@ -1,9 +1,9 @@
 // Rows on their way in and out of the convolution kernels, shared by forward and backward.
 //
-// In: a strip, a few rows of one image widened to the compute type, laid out [rows][width][channels] with the zero
-// padding in place, so that the kernels see neither layout, nor dtype, nor border. A strip is a few tens of kilobytes: the
-// whole input is never copied.
-// Out: a row of results [width][lanes], narrowed and, for NCHW, transposed on its way to memory.
+// In: a strip, a few rows of one image widened to the compute type, laid out
+// [rows][width][channels] with the zero padding in place, so that the kernels see neither layout,
+// nor dtype, nor border. A strip is a few tens of kilobytes: the whole input is never copied. Out:
+// a row of results [width][lanes], narrowed and, for NCHW, transposed on its way to memory.
 #pragma once
 
 #include "conv_relu_pool.h"
@@ -13,16 +13,18 @@ namespace imgfast::cpu::IMGFAST_ISA {
 
 template <class IO>
 static inline IO* at(const View4& v, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return static_cast<IO*>(v.data) + n * v.stride[0] + c * v.stride[1] + h * v.stride[2] + w * v.stride[3];
+  return static_cast<IO*>(v.data) + n * v.stride[0] + c * v.stride[1] + h * v.stride[2] +
+         w * v.stride[3];
 }
 
-// Channels [c0, c0 + channels) of rows [h0, h0 + rows) and columns [w0, w0 + width) of image n; what lies outside the
-// image, and channels beyond the given ones, is zero.
+// Channels [c0, c0 + channels) of rows [h0, h0 + rows) and columns [w0, w0 + width) of image n;
+// what lies outside the image, and channels beyond the given ones, is zero.
 template <class X, class IO>
-static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t c0, int64_t channels, int64_t h0,
-                        int64_t rows, int64_t w0, int64_t width, int64_t strip_channels,
-                        typename X::T* strip) {
-  const int64_t first = min_of(max_of(-w0, 0), width), cols = max_of(0, min_of(W - max_of(w0, 0), width - first));
+static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t c0,
+                        int64_t channels, int64_t h0, int64_t rows, int64_t w0, int64_t width,
+                        int64_t strip_channels, typename X::T* strip) {
+  const int64_t first = min_of(max_of(-w0, 0), width),
+                cols = max_of(0, min_of(W - max_of(w0, 0), width - first));
   for (int64_t i = 0; i < rows; i++) {
     typename X::T* row = strip + i * width * strip_channels;
     const int64_t h = h0 + i;
@@ -34,31 +36,34 @@ static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t
     typename X::T* inside = row + first * strip_channels;
     fill_zero(inside + cols * strip_channels, (width - first - cols) * strip_channels);
     if (channels < strip_channels) fill_zero(inside, cols * strip_channels);
-    copy_matrix<X>(at<const IO>(x, n, c0, h, max_of(w0, 0)), x.stride[3], x.stride[1], inside, strip_channels, 1, cols,
-                   channels);
+    copy_matrix<X>(at<const IO>(x, n, c0, h, max_of(w0, 0)), x.stride[3], x.stride[1], inside,
+                   strip_channels, 1, cols, channels);
   }
 }
 
 // [R][S][C][lanes] from the weights of one block of filters.
 template <class X, class IO>
-static void pack_filters(const ConvReLUPoolParams& p, const View4& weight, const IO* from, int64_t C, int64_t valid,
-                         int64_t lanes, typename X::T* out) {
+static void pack_filters(const ConvReLUPoolParams& p, const View4& weight, const IO* from,
+                         int64_t C, int64_t valid, int64_t lanes, typename X::T* out) {
   if (valid < lanes) fill_zero(out, p.R * p.S * C * lanes);
   const int64_t* stride = weight.stride;
   if (stride[3] == 1 && stride[2] == p.S) {  // the taps of a channel are contiguous
     for (int64_t c = 0; c < C; c++) {
-      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, p.R * p.S, valid);
+      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, p.R * p.S,
+                     valid);
     }
     return;
   }
   for (int64_t r = 0; r < p.R; r++) {
     for (int64_t s = 0; s < p.S; s++, out += C * lanes) {
-      copy_matrix<X>(from + r * stride[2] + s * stride[3], stride[1], stride[0], out, lanes, 1, C, valid);
+      copy_matrix<X>(from + r * stride[2] + s * stride[3], stride[1], stride[0], out, lanes, 1, C,
+                     valid);
     }
   }
 }
 
-// What an average over the window that starts at (h0, w0) divides by, as torch.nn.functional.avg_pool2d counts it.
+// What an average over the window that starts at (h0, w0) divides by, as
+// torch.nn.functional.avg_pool2d counts it.
 static inline double avg_divisor(const ConvReLUPoolParams& p, int64_t h0, int64_t w0) {
   int64_t h1 = min_of(h0 + p.pool_h, p.P + p.pool_padding_h);
   int64_t w1 = min_of(w0 + p.pool_w, p.Q + p.pool_padding_w);

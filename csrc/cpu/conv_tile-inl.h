@@ -1,5 +1,5 @@
-// The inner loop of every forward kernel: a tile of outputs by filters whose sums stay in registers, while filters stream
-// past as vectors and inputs are broadcast.
+// The inner loop of every forward kernel: a tile of outputs by filters whose sums stay in
+// registers, while filters stream past as vectors and inputs are broadcast.
 #pragma once
 
 #include "conv_rows-inl.h"
@@ -24,17 +24,19 @@ struct Tile {
   }
 };
 
-// Where the terms of a tile's sums lie, in elements: rows x segments runs of `length` terms; neighbouring outputs of the
-// tile read the same runs one step further.
+// Where the terms of a tile's sums lie, in elements: rows x segments runs of `length` terms;
+// neighbouring outputs of the tile read the same runs one step further.
 struct Reduction {
   int64_t rows, row_step, segments, segment_step, length;
   int64_t out_row_step, col_step;
 };
 
-// in: the terms of the tile's first output; weight: [terms][NV vectors]. A long reduction is cut into partial sums of kPartial terms, as the error of a
-// sum grows with its length; they are added up in memory, which costs one visit in kPartial.
+// in: the terms of the tile's first output; weight: [terms][NV vectors]. A long reduction is cut
+// into partial sums of kPartial terms, as the error of a sum grows with its length; they are added
+// up in memory, which costs one visit in kPartial.
 template <class X, int NV, int TR, int TC>
-[[gnu::always_inline]] static inline void convolve_tile(const Reduction& reduction, const typename X::T* in,
+[[gnu::always_inline]] static inline void convolve_tile(const Reduction& reduction,
+                                                        const typename X::T* in,
                                                         const typename X::T* weight,
                                                         Tile<X, NV, TR, TC>& tile) {
   constexpr int64_t kPartial = 256;
@@ -69,7 +71,8 @@ template <class X, int NV, int TR, int TC>
               // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
               const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
 #pragma GCC unroll 2
-              for (int v = 0; v < NV; v++) tile.sum[tr][tc][v] = X::fma(b, w[v], tile.sum[tr][tc][v]);
+              for (int v = 0; v < NV; v++)
+                tile.sum[tr][tc][v] = X::fma(b, w[v], tile.sum[tr][tc][v]);
             }
           }
         }

@@ -1,13 +1,16 @@
-// Forward of conv_relu_pool by Winograd's F(4x4, 3x3), fused with bias, activation and pool: 36 products for 16 outputs
-// of a 3 x 3 filter instead of 144. A 4 x 4 tile of outputs is exactly four 2 x 2 windows, so the pool happens in
-// registers, and neither the transformed input nor the convolution's output ever leaves the cache.
+// Forward of conv_relu_pool by Winograd's F(4x4, 3x3), fused with bias, activation and pool: 36
+// products for 16 outputs of a 3 x 3 filter instead of 144. A 4 x 4 tile of outputs is exactly four
+// 2 x 2 windows, so the pool happens in registers, and neither the transformed input nor the
+// convolution's output ever leaves the cache.
 //
 //   Y = A' [ (G g G') * (B' d B) ] A,  summed over channels before A
 //
-// A batch of tiles is transformed into V [36][tiles][C]; for one block of filters after the other, 36 small matrix products
-// with U [36][C][lanes] give M [36][tiles][lanes], which is transformed, pooled and stored while it is warm.
+// A batch of tiles is transformed into V [36][tiles][C]; for one block of filters after the other,
+// 36 small matrix products with U [36][C][lanes] give M [36][tiles][lanes], which is transformed,
+// pooled and stored while it is warm.
 //
-// Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016 (arXiv:1509.09308), section 4.3.
+// Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016
+// (arXiv:1509.09308), section 4.3.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -26,10 +29,11 @@ struct Count {
 template <class X>
 struct WinogradPlan {
   using T = typename X::T;
-  static constexpr int kBlock = 2 * X::kLanes;  // filters of one block; the last one may be one vector
+  static constexpr int kBlock =
+      2 * X::kLanes;  // filters of one block; the last one may be one vector
 
-  int64_t C, K, filters;     // per group; filters is K rounded up to whole vectors
-  bool pooled;               // 2 x 2 windows; otherwise there is no pool
+  int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
+  bool pooled;            // 2 x 2 windows; otherwise there is no pool
   bool activate_first;
   int64_t tile_rows, tiles;  // rows of tiles of an image, tiles of a row
   int64_t batch_tiles;       // of the largest unit
@@ -57,7 +61,8 @@ struct WinogradPlan {
 
 template <class X>
 struct WinogradScratch {
-  typename X::T *v, *m, *strip, *rows;  // strip: 6 input rows of one row of tiles; rows: 4 rows of results
+  typename X::T *v, *m, *strip,
+      *rows;  // strip: 6 input rows of one row of tiles; rows: 4 rows of results
   int64_t width, size;
 
   WinogradScratch(const WinogradPlan<X>& plan, void* base) {
@@ -73,7 +78,8 @@ struct WinogradScratch {
 
 // B' d: 6 samples to 6 points.
 template <class X>
-[[gnu::always_inline]] static inline void winograd_input(const typename X::V (&d)[6], typename X::V (&o)[6]) {
+[[gnu::always_inline]] static inline void winograd_input(const typename X::V (&d)[6],
+                                                         typename X::V (&o)[6]) {
   using V = typename X::V;
   const V two = X::set1(2), minus4 = X::set1(-4), four = X::set1(4), minus5 = X::set1(-5);
   o[0] = X::fma(four, d[0], X::fma(minus5, d[2], d[4]));
@@ -88,10 +94,12 @@ template <class X>
 
 // G g: 3 taps to 6 points.
 template <class X>
-[[gnu::always_inline]] static inline void winograd_filter(const typename X::V (&g)[3], typename X::V (&o)[6]) {
+[[gnu::always_inline]] static inline void winograd_filter(const typename X::V (&g)[3],
+                                                          typename X::V (&o)[6]) {
   using V = typename X::V;
   o[0] = X::mul(X::set1(0.25), g[0]);
-  const V outer = X::mul(X::set1(-1.0 / 6), X::add(g[0], g[2])), middle = X::mul(X::set1(-1.0 / 6), g[1]);
+  const V outer = X::mul(X::set1(-1.0 / 6), X::add(g[0], g[2])),
+          middle = X::mul(X::set1(-1.0 / 6), g[1]);
   o[1] = X::add(outer, middle);
   o[2] = X::sub(outer, middle);
   const V even = X::fma(X::set1(1.0 / 24), g[0], X::mul(X::set1(1.0 / 6), g[2]));
@@ -103,9 +111,11 @@ template <class X>
 
 // A' m: 6 points to 4 outputs.
 template <class X>
-[[gnu::always_inline]] static inline void winograd_output(const typename X::V (&m)[6], typename X::V (&o)[4]) {
+[[gnu::always_inline]] static inline void winograd_output(const typename X::V (&m)[6],
+                                                          typename X::V (&o)[4]) {
   using V = typename X::V;
-  const V a = X::add(m[1], m[2]), b = X::sub(m[1], m[2]), c = X::add(m[3], m[4]), d = X::sub(m[3], m[4]);
+  const V a = X::add(m[1], m[2]), b = X::sub(m[1], m[2]), c = X::add(m[3], m[4]),
+          d = X::sub(m[3], m[4]);
   o[0] = X::add(X::add(m[0], a), c);
   o[1] = X::fma(X::set1(2), d, b);
   o[2] = X::fma(X::set1(4), c, a);
@@ -115,7 +125,8 @@ template <class X>
 static int64_t conv_winograd_pack_size(const ConvForwardArgs& a) {
   return with_dtype(a.dtype, [&](auto x, auto) {
     using X = decltype(x);
-    return a.params->groups * WinogradPlan<X>(a).group_size() * static_cast<int64_t>(sizeof(typename X::T));
+    return a.params->groups * WinogradPlan<X>(a).group_size() *
+           static_cast<int64_t>(sizeof(typename X::T));
   });
 }
 
@@ -126,7 +137,8 @@ static int64_t conv_winograd_scratch(const ConvForwardArgs& a) {
   });
 }
 
-// Per group: [filter block][36][C][lanes of the block], then the bias, both padded with zero filters.
+// Per group: [filter block][36][C][lanes of the block], then the bias, both padded with zero
+// filters.
 static void conv_winograd_pack(const ConvForwardArgs& a) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
@@ -139,10 +151,12 @@ static void conv_winograd_pack(const ConvForwardArgs& a) {
     for (int64_t g = 0; g < p.groups; g++) {
       auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
       for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
-        const int64_t lanes = min_of(plan.kBlock, plan.filters - k0), valid = min_of(lanes, plan.K - k0);
+        const int64_t lanes = min_of(plan.kBlock, plan.filters - k0),
+                      valid = min_of(lanes, plan.K - k0);
         for (int64_t c0 = 0; c0 < plan.C; c0 += kChannels) {
           const int64_t channels = min_of(kChannels, plan.C - c0);
-          pack_filters<X>(p, a.weight, at<const IO>(a.weight, g * plan.K + k0, c0, 0, 0), channels, valid, lanes, taps);
+          pack_filters<X>(p, a.weight, at<const IO>(a.weight, g * plan.K + k0, c0, 0, 0), channels,
+                          valid, lanes, taps);
           for (int64_t i = 0; i < channels * lanes; i += X::kLanes) {
             V half[3][6], points[6];
             for (int s = 0; s < 3; s++) {
@@ -168,9 +182,11 @@ static void conv_winograd_pack(const ConvForwardArgs& a) {
   });
 }
 
-// One tile's 6 x 6 inputs of one vector of channels, n of them if not kWhole, into the 36 planes of v.
+// One tile's 6 x 6 inputs of one vector of channels, n of them if not kWhole, into the 36 planes of
+// v.
 template <class X, bool kWhole, class IO>
-[[gnu::always_inline]] static inline void transform_channels(const IO* in, int64_t row_step, int64_t col_step, int n,
+[[gnu::always_inline]] static inline void transform_channels(const IO* in, int64_t row_step,
+                                                             int64_t col_step, int n,
                                                              typename X::T* v, int64_t plane) {
   using V = typename X::V;
   V half[6][6];  // [column][point]
@@ -200,8 +216,8 @@ template <class X, bool kWhole, class IO>
 }
 
 template <class X, class IO>
-static void transform_input(const IO* in, int64_t row_step, int64_t col_step, int64_t C, typename X::T* v,
-                            int64_t plane) {
+static void transform_input(const IO* in, int64_t row_step, int64_t col_step, int64_t C,
+                            typename X::T* v, int64_t plane) {
   int64_t c = 0;
   for (; c + X::kLanes <= C; c += X::kLanes) {
     transform_channels<X, true>(in + c, row_step, col_step, X::kLanes, v + c, plane);
@@ -211,11 +227,12 @@ static void transform_input(const IO* in, int64_t row_step, int64_t col_step, in
   }
 }
 
-// Transforms the tiles of one row of tiles. Channels that lie together are read where they are, inner tiles at least;
-// others are staged.
+// Transforms the tiles of one row of tiles. Channels that lie together are read where they are,
+// inner tiles at least; others are staged.
 template <class X, class IO>
-static void transform_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan, const WinogradScratch<X>& s,
-                          int64_t n, int64_t g, int64_t tile_row, typename X::T* v) {
+static void transform_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan,
+                          const WinogradScratch<X>& s, int64_t n, int64_t g, int64_t tile_row,
+                          typename X::T* v) {
   const ConvReLUPoolParams& p = *a.params;
   const int64_t h0 = 4 * tile_row - p.padding_h, c0 = g * plan.C;
   const bool in_place = a.x.stride[1] == 1;
@@ -225,9 +242,11 @@ static void transform_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan,
   for (int64_t t = 0; t < plan.tiles; t++, v += plan.C) {
     const int64_t w0 = 4 * t - p.padding_w;
     if (!in_place) {
-      transform_input<X>(s.strip + 4 * t * plan.C, s.width * plan.C, plan.C, plan.C, v, plan.v_plane);
+      transform_input<X>(s.strip + 4 * t * plan.C, s.width * plan.C, plan.C, plan.C, v,
+                         plan.v_plane);
     } else if (h0 >= 0 && h0 + 6 <= p.H && w0 >= 0 && w0 + 6 <= p.W) {
-      transform_input<X>(at<const IO>(a.x, n, c0, h0, w0), a.x.stride[2], a.x.stride[3], plan.C, v, plan.v_plane);
+      transform_input<X>(at<const IO>(a.x, n, c0, h0, w0), a.x.stride[2], a.x.stride[3], plan.C, v,
+                         plan.v_plane);
     } else {
       stage_strip<X, IO>(a.x, p.H, p.W, n, c0, plan.C, h0, 6, w0, 6, plan.C, s.strip);
       transform_input<X>(s.strip, 6 * plan.C, plan.C, plan.C, v, plan.v_plane);
@@ -237,8 +256,8 @@ static void transform_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan,
 
 // One of the 36 matrix products: TC tiles by NV vectors of filters.
 template <class X, int NV, int TC>
-static void product_tile(const Reduction& reduction, const typename X::T* v, const typename X::T* weight,
-                         typename X::T* m) {
+static void product_tile(const Reduction& reduction, const typename X::T* v,
+                         const typename X::T* weight, typename X::T* m) {
   Tile<X, NV, 1, TC> tile;
   convolve_tile(reduction, v, weight, tile);
   tile.for_each([&](auto& sum, int i) { X::store(m + i * X::kLanes, sum); });
@@ -256,15 +275,16 @@ static ProductTile<X, NV> product_tile_for(int64_t tiles) {
 }
 
 template <class X, int NV>
-static void multiply(const WinogradPlan<X>& plan, const WinogradScratch<X>& s, const typename X::T* weight,
-                     int64_t tiles) {
+static void multiply(const WinogradPlan<X>& plan, const WinogradScratch<X>& s,
+                     const typename X::T* weight, int64_t tiles) {
   const int64_t lanes = NV * X::kLanes, parts = ceil_div(tiles, X::kTileCols);
   const Reduction reduction{1, 0, 1, 0, plan.C, 0, plan.C};
   for (int64_t point = 0; point < kWinogradPoints; point++) {
     for (int64_t part = 0; part < parts; part++) {
       const int64_t t = tiles * part / parts, count = tiles * (part + 1) / parts - t;
       product_tile_for<X, NV>(count)(reduction, s.v + point * plan.v_plane + t * plan.C,
-                                     weight + point * plan.C * lanes, s.m + point * plan.m_plane + t * lanes);
+                                     weight + point * plan.C * lanes,
+                                     s.m + point * plan.m_plane + t * lanes);
     }
   }
 }
@@ -293,8 +313,9 @@ template <class X>
 
 // Transforms, pools and writes one row of tiles of one block of filters.
 template <class X, class IO, int NV>
-static void finish_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan, const WinogradScratch<X>& s,
-                       const typename X::T* m, int64_t n, int64_t k, int64_t tile_row, RowSink<X> sink) {
+static void finish_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan,
+                       const WinogradScratch<X>& s, const typename X::T* m, int64_t n, int64_t k,
+                       int64_t tile_row, RowSink<X> sink) {
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, per_tile = plan.pooled ? 2 : 4;
   const int64_t row0 = per_tile * tile_row, rows = min_of(per_tile, p.PH - row0);
@@ -325,13 +346,14 @@ static void finish_row(const ConvForwardArgs& a, const WinogradPlan<X>& plan, co
     }
   }
   for (int64_t i = 0; i < rows; i++) {
-    copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, n, k, row0 + i, 0), a.y.stride[3], a.y.stride[1], p.PW,
-                   sink.valid);
+    copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, n, k, row0 + i, 0), a.y.stride[3],
+                   a.y.stride[1], p.PW, sink.valid);
   }
 }
 
 // A unit is a group and unit_rows rows of tiles, counted through all images.
-static void conv_winograd(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end, void* base) {
+static void conv_winograd(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
+                          void* base) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
@@ -343,21 +365,29 @@ static void conv_winograd(const ConvForwardArgs& a, int64_t unit_begin, int64_t 
       const int64_t rows = min_of(a.unit_rows, p.N * plan.tile_rows - first);
       for (int64_t i = 0; i < rows; i++) {
         const int64_t row = first + i;
-        transform_row<X, IO>(a, plan, s, row / plan.tile_rows, g, row % plan.tile_rows, s.v + i * plan.tiles * plan.C);
+        transform_row<X, IO>(a, plan, s, row / plan.tile_rows, g, row % plan.tile_rows,
+                             s.v + i * plan.tiles * plan.C);
       }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
       const auto* bias = weight + plan.weight_size();
       for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
-        const RowSink<X> sink{nullptr, nullptr,   p.K,          0, min_of(plan.kBlock, plan.K - k0),
-                              bias + k0, p.activation, plan.activate_first};
+        const RowSink<X> sink{nullptr,
+                              nullptr,
+                              p.K,
+                              0,
+                              min_of(plan.kBlock, plan.K - k0),
+                              bias + k0,
+                              p.activation,
+                              plan.activate_first};
         const auto* block = weight + k0 * kWinogradPoints * plan.C;
         const auto run = [&](auto vectors) {
           constexpr int kVectors = decltype(vectors)::kValue;
           multiply<X, kVectors>(plan, s, block, rows * plan.tiles);
           for (int64_t i = 0; i < rows; i++) {
             const int64_t row = first + i;
-            finish_row<X, IO, kVectors>(a, plan, s, s.m + i * plan.tiles * kVectors * X::kLanes, row / plan.tile_rows,
-                                        g * plan.K + k0, row % plan.tile_rows, sink);
+            finish_row<X, IO, kVectors>(a, plan, s, s.m + i * plan.tiles * kVectors * X::kLanes,
+                                        row / plan.tile_rows, g * plan.K + k0, row % plan.tile_rows,
+                                        sink);
           }
         };
         if (plan.filters - k0 > X::kLanes) {

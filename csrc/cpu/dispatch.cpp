@@ -32,7 +32,8 @@ const char* isa_name(Isa isa) {
 
 bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
-  // The compiler's run-time library reads CPUID and, by XGETBV, whether the system saves the registers.
+  // The compiler's run-time library reads CPUID and, by XGETBV, whether the system saves the
+  // registers.
   __builtin_cpu_init();
   switch (isa) {
     case Isa::kAvx512:
@@ -61,7 +62,8 @@ Isa choose_isa() {
                                ": this processor or operating system does not support it");
     }
   }
-  throw std::runtime_error(std::string("IMGFAST_ISA must be avx512, avx2 or generic, got ") + forced);
+  throw std::runtime_error(std::string("IMGFAST_ISA must be avx512, avx2 or generic, got ") +
+                           forced);
 }
 
 }  // namespace

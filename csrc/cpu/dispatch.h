@@ -1,5 +1,6 @@
-// Chooses the instruction set: the best that processor and operating system support, or the one that the environment
-// variable IMGFAST_ISA names. Asking for one that is not there is an error, never a silent fallback.
+// Chooses the instruction set: the best that processor and operating system support, or the one
+// that the environment variable IMGFAST_ISA names. Asking for one that is not there is an error,
+// never a silent fallback.
 #pragma once
 
 #include "conv_relu_pool.h"
@@ -18,7 +19,8 @@ struct KernelTable {
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);
 
-// Both throw std::runtime_error if IMGFAST_ISA is unknown or not supported; the answer is found once.
+// Both throw std::runtime_error if IMGFAST_ISA is unknown or not supported; the answer is found
+// once.
 Isa active_isa();
 const KernelTable& kernels();
 

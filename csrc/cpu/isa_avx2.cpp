@@ -1,6 +1,7 @@
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi2,popcnt,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,bmi2,popcnt,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx2,bmi2,popcnt,fma,f16c")
 #endif

@@ -1,15 +1,16 @@
-// Every algorithm, compiled for the instruction set IMGFAST_ISA whose vocabulary the including file chose, and the table
-// that hands them out. No torch and no C++ library in here: an inline function of theirs compiled for this instruction
-// set could be linked into code that runs on every processor.
-#include "dispatch.h"
-#include "math-inl.h"
-#include "conv_rows-inl.h"
-#include "conv_forward-inl.h"
-#include "conv_winograd-inl.h"
-#include "conv_gradient-inl.h"
+// Every algorithm, compiled for the instruction set IMGFAST_ISA whose vocabulary the including file
+// chose, and the table that hands them out. No torch and no C++ library in here: an inline function
+// of theirs compiled for this instruction set could be linked into code that runs on every
+// processor.
 #include "conv_backward_input-inl.h"
 #include "conv_backward_weight-inl.h"
+#include "conv_forward-inl.h"
+#include "conv_gradient-inl.h"
+#include "conv_rows-inl.h"
+#include "conv_winograd-inl.h"
 #include "cross_entropy-inl.h"
+#include "dispatch.h"
+#include "math-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 

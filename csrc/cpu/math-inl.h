@@ -1,8 +1,9 @@
 // Elementary functions and activations over vectors.
 //
-// float: exp by range reduction x = n ln 2 + r, |r| <= ln 2 / 2, and the Taylor polynomial of degree 7 (relative error
-// below 1e-8 before rounding); tanh near 0 by the rational-free odd polynomial of Cephes (S. Moshier); erf by
-// Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7). double serves gradient checks, and takes libm's lane by lane.
+// float: exp by range reduction x = n ln 2 + r, |r| <= ln 2 / 2, and the Taylor polynomial of
+// degree 7 (relative error below 1e-8 before rounding); tanh near 0 by the rational-free odd
+// polynomial of Cephes (S. Moshier); erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
+// double serves gradient checks, and takes libm's lane by lane.
 #pragma once
 
 #include <cmath>
@@ -25,7 +26,8 @@ static inline F32::V exp_of(F32, F32::V x) {
   const X::V n = X::round(X::mul(x, X::set1(1.44269504f)));
   X::V r = X::fma(n, X::set1(-0.693145752f), x);
   r = X::fma(n, X::set1(-1.42860677e-6f), r);
-  static constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  static constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6,
+                                      0.5f,       1.0f,       1.0f};
   X::V p = X::set1(1.0f / 5040);
   for (float c : kTaylor) p = X::fma(p, r, X::set1(c));
   return X::scale2(p, n);
@@ -93,9 +95,11 @@ template <class X>
   }
 }
 
-// ReLU and leaky ReLU keep NaN: X::max gives its second operand back, and a comparison with NaN is false.
+// ReLU and leaky ReLU keep NaN: X::max gives its second operand back, and a comparison with NaN is
+// false.
 template <class X>
-[[gnu::always_inline]] static inline typename X::V activate(Activation activation, typename X::V v) {
+[[gnu::always_inline]] static inline typename X::V activate(Activation activation,
+                                                            typename X::V v) {
   if (activation == Activation::kReLU) return X::max(X::zero(), v);
   if (activation == Activation::kNone) return v;
   if (activation == Activation::kLeakyReLU) {

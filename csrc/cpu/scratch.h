@@ -1,5 +1,6 @@
-// Memory that kernels reuse from call to call, one buffer of each purpose per thread. Fresh pages cost as much as the
-// arithmetic at these sizes, so a buffer is kept; one larger than kKept is given back after the call that needed it.
+// Memory that kernels reuse from call to call, one buffer of each purpose per thread. Fresh pages
+// cost as much as the arithmetic at these sizes, so a buffer is kept; one larger than kKept is
+// given back after the call that needed it.
 #pragma once
 
 #include <cstdint>

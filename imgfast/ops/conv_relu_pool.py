@@ -46,10 +46,10 @@ def conv_relu_pool(
         pool: ``"max"``, ``"avg"`` or ``"none"``.
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode: as in
             :func:`torch.nn.functional.max_pool2d`; ``pool_stride=None`` is ``pool_size``.
-        count_include_pad: as in :func:`torch.nn.functional.avg_pool2d`, whose pool has no dilation.
-        algorithm: ``"auto"``, ``"direct"`` or ``"winograd"`` (this package's kernels, an error where
-            there is none) or ``"stock"`` (the composition of torch's operators). The environment
-            variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``.
+        count_include_pad: as in :func:`torch.nn.functional.avg_pool2d`, which has no dilation.
+        algorithm: ``"auto"``, ``"direct"`` or ``"winograd"`` (kernels of this package, an error
+            where there is none) or ``"stock"`` (the composition of torch's operators). The
+            environment variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``.
 
     Returns:
         ``[N, K, PH, PW]`` (``[K, PH, PW]`` if unbatched), of dtype and memory format of the stock
@@ -202,10 +202,9 @@ def _needs_grad(x, weight, bias) -> bool:
 
 
 def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation watches: they see through stock ops only."""
+    """Whether torch.func or forward-mode differentiation is at work: they need stock ops."""
     return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
 

@@ -74,7 +74,7 @@ def _(grad_y, x, weight, y, codes, geometry, need_x, need_weight, need_bias):
 
 
 def _setup_forward(ctx, inputs, output):
-    x, weight, bias, geometry, save_codes = inputs
+    x, weight, _, geometry, save_codes = inputs
     y, codes = output
     ctx.geometry = geometry
     spec = Spec.of_geometry(geometry)

@@ -75,7 +75,9 @@ class Spec(NamedTuple):
         if self.padding == "valid":
             return (0, 0)
         if self.padding == "same":
-            total = [d * (size - 1) for d, size in zip(self.dilation, weight_shape[2:], strict=True)]
+            total = [
+                d * (size - 1) for d, size in zip(self.dilation, weight_shape[2:], strict=True)
+            ]
             return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
         return self.padding
 
@@ -104,12 +106,14 @@ def spec_of(
         ("algorithm", algorithm, ALGORITHMS),
     ):
         if value not in known:
-            raise ValueError(f"conv_relu_pool: {name} must be one of {', '.join(known)}, got {value!r}")
+            raise ValueError(
+                f"conv_relu_pool: {name} must be one of {', '.join(known)}, got {value!r}"
+            )
     pool_dilation = _pair(pool_dilation)
     if pool == "avg" and pool_dilation != (1, 1):
         raise ValueError(
-            "conv_relu_pool: pool_dilation must be 1 for pool='avg', as torch's avg_pool2d has none, "
-            f"got {pool_dilation}"
+            "conv_relu_pool: pool_dilation must be 1 for pool='avg', as torch's avg_pool2d has "
+            f"none, got {pool_dilation}"
         )
     pool_size = _pair(pool_size)
     return Spec(
@@ -195,7 +199,7 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
 
 
 def needs_codes(spec) -> bool:
-    """Whether the gradient reads codes: where a maximum was, what an average's activation let through."""
+    """Whether the gradient reads codes: of a maximum's place, of what was averaged as active."""
     return spec.pool == "max" or (spec.pool == "avg" and spec.activation != "none")
 
 
@@ -236,7 +240,13 @@ def _no_shapes(spec, x_shape, weight_shape, bias_shape) -> str | None:
         return "padding='same' with a stride"
     if any(len(pair) != 2 for pair in (*pairs, padding)):
         return "an argument is not a pair"
-    positive = (*spec.stride, *spec.dilation, *spec.pool_size, *spec.pool_stride, *spec.pool_dilation)
+    positive = (
+        *spec.stride,
+        *spec.dilation,
+        *spec.pool_size,
+        *spec.pool_stride,
+        *spec.pool_dilation,
+    )
     if min(positive) < 1 or min(*padding, *spec.pool_padding) < 0:
         return "an argument is out of range"
     filters, channels, *taps = weight_shape

@@ -1,4 +1,4 @@
-"""The stock composition that conv_relu_pool equals: its reference, and its route where no kernel fits."""
+"""The stock composition that conv_relu_pool equals: reference, and route where no kernel fits."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ ACTIVATIONS = {
 
 
 def conv_relu_pool_stock(x, weight, bias, spec):
-    """``pool(activation(conv2d(x, weight, bias)))`` for a :class:`Spec`, by torch's own operators."""
+    """``pool(activation(conv2d(x, weight, bias)))`` for a :class:`Spec`, by torch's operators."""
     y = F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
     y = ACTIVATIONS[spec.activation](y)
     if spec.pool == "none":
@@ -35,7 +35,7 @@ def conv_relu_pool_stock(x, weight, bias, spec):
 
 
 def expand_gradient(grad_y, y, codes, spec, conv_shape):
-    """The gradient at the convolution's output, ``[N, K, P, Q]``, by differentiable stock operators.
+    """The gradient at the convolution's output, ``[N, K, P, Q]``, by differentiable operators.
 
     The kernels never store this map; it defines what their codes mean (csrc/conv_relu_pool.h), and
     carries second derivatives. Linear in ``grad_y``; sigmoid and tanh depend on ``y`` as well.

@@ -1,7 +1,7 @@
 """What the tests of conv_relu_pool share: exact data, and the comparison with stock in float64.
 
-Inputs are small multiples of 1/4, so that every sum is exact in float32: ties are true ties, the tie
-rule is tried all the time, and a wrong position of a maximum can never hide behind rounding.
+Inputs are small multiples of 1/4, so that every sum is exact in float32: ties are true ties, the
+tie rule is tried all the time, and no wrong position of a maximum can hide behind rounding.
 """
 
 import torch
@@ -68,7 +68,7 @@ def gradients(function, tensors, grad_y, **options):
 
 
 def assert_near(actual, reference, what, loosened=1):
-    """Both NaN and infinities in the same places, the rest within TOLERANCE of the largest value."""
+    """NaN and infinities in the same places, the rest within TOLERANCE of the largest value."""
     tolerance = loosened * TOLERANCE[actual.dtype]
     largest = reference[reference.isfinite()].abs().max().item() if reference.numel() else 0.0
     torch.testing.assert_close(
@@ -82,7 +82,7 @@ def assert_near(actual, reference, what, loosened=1):
 
 
 def check(x, weight, bias, **options):
-    """Value and all gradients against stock in float64; strides and dtype against stock as it is."""
+    """Value and gradients against stock in float64; strides and dtype against stock as it is."""
     wide = [None if t is None else t.detach().double() for t in (x, weight, bias)]
     with torch.no_grad():
         y = ours(x, weight, bias, **options)
@@ -94,10 +94,12 @@ def check(x, weight, bias, **options):
         _, wide_grads = gradients(stock, (x, weight, bias), grad_y, **options)
     assert (y.dtype, y.shape, y.stride()) == (like.dtype, like.shape, like.stride())
     assert_near(y, reference, "y")
-    # In two bytes, the derivative of sigmoid and tanh is read off a rounded output, here as in stock,
-    # and stock, where it is the route, rounds between its operators.
+    # In two bytes, the derivative of sigmoid and tanh is read off a rounded output, here as in
+    # stock, and stock, where it is the route, rounds between its operators.
     smooth = options.get("activation") in ("sigmoid", "tanh")
-    left_to_stock = dispatch_info(x, weight.detach().requires_grad_(), bias, **options).name == "stock"
+    left_to_stock = (
+        dispatch_info(x, weight.detach().requires_grad_(), bias, **options).name == "stock"
+    )
     loosened = 16 if x.element_size() == 2 and (smooth or left_to_stock) else 1
     trained, grads = gradients(ours, (x, weight, bias), grad_y, **options)
     assert_near(trained, reference, "y while training")

@@ -255,7 +255,10 @@ def test_threads_divide_images(threads):
 def test_errors_are_those_of_stock(change):
     options = {k: v for k, v in change.items() if k not in ("x", "weight", "bias", "dtype")}
     x = torch.zeros(change.get("x", (2, 3, 8, 8)), dtype=change.get("dtype", torch.float32))
-    weight, bias = torch.zeros(change.get("weight", (8, 3, 3, 3))), torch.zeros(change.get("bias", (8,)))
+    weight, bias = (
+        torch.zeros(change.get("weight", (8, 3, 3, 3))),
+        torch.zeros(change.get("bias", (8,))),
+    )
     with pytest.raises(Exception) as expected:
         stock(x, weight, bias, **options)
     with pytest.raises(type(expected.value)):
@@ -272,7 +275,7 @@ def test_errors_of_its_own():
     ):
         with pytest.raises(ValueError, match=text):
             imgfast.conv_relu_pool(x, weight, bias, **options)
-    with pytest.raises(RuntimeError, match="algorithm='direct' has no kernel here: .*int32"):
+    with pytest.raises(RuntimeError, match=r"algorithm='direct' has no kernel here: .*int32"):
         imgfast.conv_relu_pool(x.int(), weight.int(), None, algorithm="direct")
 
 

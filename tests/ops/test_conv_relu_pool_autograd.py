@@ -1,4 +1,4 @@
-"""Derivatives of conv_relu_pool, and the systems that transform programs: compile, func, autocast."""
+"""Derivatives of conv_relu_pool, and what transforms programs: compile, func, autocast."""
 
 import pytest
 import torch
@@ -135,7 +135,9 @@ def test_func_transforms():
     def expected(weight, x):
         return stock(x, weight, bias).square().sum()
 
-    torch.testing.assert_close(torch.func.grad(loss)(weight, x), torch.func.grad(expected)(weight, x))
+    torch.testing.assert_close(
+        torch.func.grad(loss)(weight, x), torch.func.grad(expected)(weight, x)
+    )
     per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x)
     torch.testing.assert_close(per_sample.sum(0), torch.func.grad(expected)(weight, x))
     tangent = torch.func.jvp(lambda w: loss(w, x), (weight,), (torch.ones_like(weight),))[1]

@@ -28,7 +28,9 @@ def configurations(draw):
         "activation": pick("relu", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "none"),
         "pool": pick("max", "max", "avg", "none"),
     }
-    size, stride, pool_padding = pick((2, 2, 0), (3, 2, 1), (3, 1, 0), (2, 1, 0), (1, 1, 0), (3, 3, 1))
+    size, stride, pool_padding = pick(
+        (2, 2, 0), (3, 2, 1), (3, 1, 0), (2, 1, 0), (1, 1, 0), (3, 3, 1)
+    )
     options |= {"pool_size": size, "pool_stride": stride, "pool_padding": pool_padding}
     options |= {"ceil_mode": draw(st.booleans()), "count_include_pad": draw(st.booleans())}
     tensors = {

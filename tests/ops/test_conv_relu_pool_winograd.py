@@ -1,4 +1,4 @@
-"""The Winograd route of conv_relu_pool: its error bound, its codes, its borders, and who takes it."""
+"""The Winograd route of conv_relu_pool: error bound, codes, borders, and who takes it."""
 
 import pytest
 import torch
@@ -52,7 +52,9 @@ def test_layouts_dtypes_and_borders(padding, dtype, layout):
     check_value(*normal(c=20, dtype=dtype, layout=layout), padding=padding)
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"])
+@pytest.mark.parametrize(
+    "activation", ["none", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"]
+)
 @pytest.mark.parametrize("pool", ["max", "avg", "none"])
 def test_activations(activation, pool):
     check_value(*normal(), padding=1, activation=activation, pool=pool)

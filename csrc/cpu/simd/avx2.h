@@ -1,5 +1,5 @@
-// The vector vocabulary in AVX2, FMA and F16C: one register, 8 floats or 4 doubles. See generic.h for what each word
-// means.
+// The vector vocabulary in AVX2, FMA and F16C: one register, 8 floats or 4 doubles. See generic.h
+// for what each word means.
 #pragma once
 
 #include <immintrin.h>
@@ -50,7 +50,8 @@ struct F32 {
   static void store(uint8_t* p, V a) { store(p, a, kLanes); }
   static void store(uint8_t* p, V a, int n) {
     const __m256i wide = _mm256_cvtps_epi32(a);
-    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    const __m128i half =
+        _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
     const __m128i bytes = _mm_packus_epi16(half, half);
     std::memcpy(p, &bytes, n);
   }
@@ -102,7 +103,8 @@ struct F32 {
     V b[8];
     for (int i = 0; i < 8; i += 4) {  // 4 x 4 inside every 128 bits
       const V lo0 = _mm256_unpacklo_ps(a[i], a[i + 1]), hi0 = _mm256_unpackhi_ps(a[i], a[i + 1]);
-      const V lo1 = _mm256_unpacklo_ps(a[i + 2], a[i + 3]), hi1 = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
+      const V lo1 = _mm256_unpacklo_ps(a[i + 2], a[i + 3]),
+              hi1 = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
       b[i] = _mm256_shuffle_ps(lo0, lo1, 0x44);
       b[i + 1] = _mm256_shuffle_ps(lo0, lo1, 0xee);
       b[i + 2] = _mm256_shuffle_ps(hi0, hi1, 0x44);
@@ -139,8 +141,8 @@ struct F32 {
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i nan = _mm256_set1_epi32(0x7fc00000);
-    const __m256i rounded = _mm256_srli_epi32(
-        _mm256_blendv_epi8(up, nan, _mm256_castps_si256(is_nan(a))), 16);
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_blendv_epi8(up, nan, _mm256_castps_si256(is_nan(a))), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
   }
 };

@@ -1,5 +1,5 @@
-// The vector vocabulary in AVX-512 (F, BW, DQ, VL): one register, 16 floats or 8 doubles. See generic.h for what each
-// word means.
+// The vector vocabulary in AVX-512 (F, BW, DQ, VL): one register, 16 floats or 8 doubles. See
+// generic.h for what each word means.
 #pragma once
 
 #include <immintrin.h>
@@ -13,7 +13,8 @@ struct F32 {
   using V = __m512;
   using M = __mmask16;
   static constexpr int kLanes = 16;
-  static constexpr int kTileCols = 12;  // 2 x 12 accumulators, 2 weights, 1 broadcast of 32 registers
+  static constexpr int kTileCols =
+      12;  // 2 x 12 accumulators, 2 weights, 1 broadcast of 32 registers
 
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(T a) { return _mm512_set1_ps(a); }
@@ -86,7 +87,8 @@ struct F32 {
     V b[16];
     for (int i = 0; i < 16; i += 4) {  // 4 x 4 inside every 128 bits
       const V lo0 = _mm512_unpacklo_ps(a[i], a[i + 1]), hi0 = _mm512_unpackhi_ps(a[i], a[i + 1]);
-      const V lo1 = _mm512_unpacklo_ps(a[i + 2], a[i + 3]), hi1 = _mm512_unpackhi_ps(a[i + 2], a[i + 3]);
+      const V lo1 = _mm512_unpacklo_ps(a[i + 2], a[i + 3]),
+              hi1 = _mm512_unpackhi_ps(a[i + 2], a[i + 3]);
       b[i] = _mm512_shuffle_ps(lo0, lo1, 0x44);
       b[i + 1] = _mm512_shuffle_ps(lo0, lo1, 0xee);
       b[i + 2] = _mm512_shuffle_ps(hi0, hi1, 0x44);
@@ -135,7 +137,9 @@ struct F64 {
   static M first(int n) { return static_cast<M>((1u << n) - 1); }
   static V load(const T* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
   static void store(T* p, V a, int n) { _mm512_mask_storeu_pd(p, first(n), a); }
-  static void store(uint8_t* p, V a) { _mm512_mask_cvtepi64_storeu_epi8(p, 0xff, _mm512_cvtpd_epi64(a)); }
+  static void store(uint8_t* p, V a) {
+    _mm512_mask_cvtepi64_storeu_epi8(p, 0xff, _mm512_cvtpd_epi64(a));
+  }
   static void store(uint8_t* p, V a, int n) {
     _mm512_mask_cvtepi64_storeu_epi8(p, first(n), _mm512_cvtpd_epi64(a));
   }

@@ -1,9 +1,11 @@
-// The vector vocabulary for any processor, in the compiler's vector extensions: 16 bytes, 4 floats or 2 doubles.
+// The vector vocabulary for any processor, in the compiler's vector extensions: 16 bytes, 4 floats
+// or 2 doubles.
 //
 // Every instruction set offers the same two structs, F32 and F64, with
 //   T, V, M, kLanes             scalar, vector, mask, lanes
 //   kTileCols                   convolution outputs that fit the registers beside 2 filter vectors
-//   load, store (p, a[, n])     any alignment, from and to T, BFloat16, Float16 and uint8_t; n: the first n lanes,
+//   load, store (p, a[, n])     any alignment, from and to T, BFloat16, Float16 and uint8_t; n: the
+//   first n lanes,
 //                               the others read as zero and are not written
 //   stream (p, a)               store past the cache; p aligned to the vector
 //   max, min (a, b)             b where either is NaN, as x86 has it
@@ -11,8 +13,8 @@
 //   scale2 (a, n)               a * 2^n for whole n
 //   gt, ge, eq, is_nan, blend   comparisons are false for NaN; blend (m, yes, no)
 //   compress (m, a, first, values, lanes)
-//                               the chosen lanes of a and their numbers, counted from first; returns how many, and may
-//                               write kLanes of each
+//                               the chosen lanes of a and their numbers, counted from first;
+//                               returns how many, and may write kLanes of each
 //   transpose (a)               kLanes vectors as a square matrix
 //   sum, max (a)                over the lanes, in a fixed order
 #pragma once

@@ -1,5 +1,5 @@
-// Storage types of two bytes and their scalar conversions. Every function is static: a translation unit compiled for
-// one instruction set must never hand its copy to another through the linker.
+// Storage types of two bytes and their scalar conversions. Every function is static: a translation
+// unit compiled for one instruction set must never hand its copy to another through the linker.
 #pragma once
 
 #include <cstdint>
@@ -53,8 +53,10 @@ static inline Float16 to_float16(float value) {
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00)};
-  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to >= 65520
-  if (magnitude < 0x38800000u) {  // subnormal half: add 0.5, whose last place is 2^-24, and read the low bits
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to >= 65520
+  if (magnitude <
+      0x38800000u) {  // subnormal half: add 0.5, whose last place is 2^-24, and read the low bits
     const float shifted = float_from_bits(magnitude) + 0.5f;
     return {static_cast<uint16_t>(sign | (bits_from_float(shifted) - 0x3f000000u))};
   }
@@ -64,8 +66,8 @@ static inline Float16 to_float16(float value) {
 
 // For types without an instruction for it: X::compress, without a branch.
 template <class X>
-static inline int compress_lanes(unsigned mask, typename X::V a, int first_lane, typename X::T* values,
-                                 int32_t* lanes) {
+static inline int compress_lanes(unsigned mask, typename X::V a, int first_lane,
+                                 typename X::T* values, int32_t* lanes) {
   int count = 0;
   for (int i = 0; i < X::kLanes; i++) {
     values[count] = a[i];
