@@ -14,6 +14,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
+#include "tensor_dtype.h"
 
 namespace imgfast {
 namespace {
@@ -29,35 +30,6 @@ constexpr int64_t kWinogradPoints = 36;      // of a 4 x 4 tile
 constexpr int64_t kWinogradTiles = 48;       // of a unit, at most
 constexpr int64_t kWinogradBytes = 1 << 20;  // of their transformed inputs
 constexpr int64_t kWorthAThread = 1 << 16;   // multiply-adds below which a thread does not pay
-
-DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "conv_relu_pool: x must be float32, float64, bfloat16 or float16");
-  }
-}
-
-int64_t conv_size(int64_t size, int64_t filter, int64_t stride, int64_t padding, int64_t dilation) {
-  return (size + 2 * padding - dilation * (filter - 1) - 1) / stride + 1;
-}
-
-// As torch.nn.functional.max_pool2d: with ceil_mode a window must start inside the input or its
-// left padding.
-int64_t pool_size(int64_t size, int64_t window, int64_t stride, int64_t padding, int64_t dilation,
-                  bool ceil_mode) {
-  const int64_t room = size + 2 * padding - dilation * (window - 1) - 1;
-  int64_t count = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  if (ceil_mode && (count - 1) * stride >= size + padding) count--;
-  return count;
-}
 
 ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
   STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(),
@@ -91,8 +63,8 @@ ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints
   STD_TORCH_CHECK(p.K % p.groups == 0 && weight.size(1) * p.groups == p.C,
                   "conv_relu_pool: weight must have C / groups = ", p.C / p.groups,
                   " input channels, got ", weight.size(1));
-  p.P = conv_size(p.H, p.R, p.stride_h, p.padding_h, p.dilation_h);
-  p.Q = conv_size(p.W, p.S, p.stride_w, p.padding_w, p.dilation_w);
+  p.P = conv_output_size(p.H, p.R, p.stride_h, p.padding_h, p.dilation_h);
+  p.Q = conv_output_size(p.W, p.S, p.stride_w, p.padding_w, p.dilation_w);
   STD_TORCH_CHECK(p.P > 0 && p.Q > 0, "conv_relu_pool: the filter is larger than the padded input");
   STD_TORCH_CHECK(geometry[kActivation] >= 0 &&
                       geometry[kActivation] <= static_cast<int>(Activation::kSiLU) &&
@@ -116,10 +88,10 @@ ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints
   p.pool_padding_h = padding_of(kPoolPaddingH), p.pool_padding_w = padding_of(kPoolPaddingW);
   p.pool_dilation_h = size_of(kPoolDilationH), p.pool_dilation_w = size_of(kPoolDilationW);
   p.ceil_mode = geometry[kCeilMode];
-  p.PH =
-      pool_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h, p.ceil_mode);
-  p.PW =
-      pool_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w, p.ceil_mode);
+  p.PH = pool_output_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h,
+                          p.ceil_mode);
+  p.PW = pool_output_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w,
+                          p.ceil_mode);
   // A window lies at least half inside, or it could have no position at all.
   STD_TORCH_CHECK(2 * p.pool_padding_h <= p.pool_h && 2 * p.pool_padding_w <= p.pool_w,
                   "conv_relu_pool: pool_padding must be at most half of pool_size");
@@ -247,7 +219,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   }
   cpu::ConvForwardArgs args{};
   args.params = &p;
-  args.dtype = dtype_of(x);
+  args.dtype = dtype_of(x, "conv_relu_pool", "x");
   args.x = view(x);
   args.weight = view(weight);
   args.bias = dense_bias ? dense_bias->data_ptr() : nullptr;
@@ -317,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
   Tensor grad_bias = empty({need_bias ? p.K : 0}, x, false);
   cpu::ConvBackwardArgs args{};
   args.params = &p;
-  args.dtype = dtype_of(x);
+  args.dtype = dtype_of(x, "conv_relu_pool", "x");
   args.grad_y = view(grad_y);
   if (reads_y) args.y = view(*y);
   args.x = view(x);

@@ -65,4 +65,22 @@ struct ConvReLUPoolParams {
   Algorithm algorithm;
 };
 
+// Static, as this header also enters translation units of one instruction set.
+static inline int64_t conv_output_size(int64_t size, int64_t filter, int64_t stride,
+                                       int64_t padding, int64_t dilation) {
+  const int64_t room = size + 2 * padding - dilation * (filter - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// As torch.nn.functional.max_pool2d: with ceil_mode a window must start inside the input or its
+// left padding.
+static inline int64_t pool_output_size(int64_t size, int64_t window, int64_t stride,
+                                       int64_t padding, int64_t dilation, bool ceil_mode) {
+  const int64_t room = size + 2 * padding - dilation * (window - 1) - 1;
+  if (room < 0) return 0;
+  int64_t count = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (count - 1) * stride >= size + padding) count--;
+  return count;
+}
+
 }  // namespace imgfast

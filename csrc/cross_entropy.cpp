@@ -17,6 +17,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/scalar.h"
+#include "tensor_dtype.h"
 
 namespace imgfast {
 namespace {
@@ -26,21 +27,6 @@ using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 thread_local cpu::Scratch thread_buffer;
-
-DType dtype_of(const Tensor& input) {
-  switch (input.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "cross_entropy: input must be float32, float64, bfloat16 or float16");
-  }
-}
 
 bool same_sizes(Sizes a, Sizes b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
 
@@ -104,7 +90,7 @@ struct Call {
     STD_TORCH_CHECK(params.C > 0, "cross_entropy: input must have at least one class");
 
     args.params = &params;
-    args.dtype = dtype_of(input);
+    args.dtype = dtype_of(input, "cross_entropy", "input");
     compute = args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
     auto view = view_rows(logits);
     if (!view) {

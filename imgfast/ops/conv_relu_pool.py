@@ -1,5 +1,6 @@
 """conv_relu_pool: convolution, bias, activation and pooling as one operator."""
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -120,23 +121,11 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     return _plan(x, weight, bias, _bind(*args, **kwargs)).route
 
 
-def _bind(
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    *,
-    activation="relu",
-    pool="max",
-    pool_size=2,
-    pool_stride=None,
-    pool_padding=0,
-    pool_dilation=1,
-    ceil_mode=False,
-    count_include_pad=True,
-    algorithm="auto",
-):
-    return tuple(locals().values())
+def _bind(*args, **kwargs) -> tuple:
+    """What conv_relu_pool's parameters after its tensors are for these arguments."""
+    bound = inspect.signature(conv_relu_pool).bind(None, None, None, *args, **kwargs)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())[3:]
 
 
 class Plan(NamedTuple):

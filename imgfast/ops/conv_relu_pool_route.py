@@ -82,54 +82,38 @@ class Spec(NamedTuple):
         return self.padding
 
 
-def spec_of(
-    stride,
-    padding,
-    dilation,
-    groups,
-    activation,
-    pool,
-    pool_size,
-    pool_stride,
-    pool_padding,
-    pool_dilation,
-    ceil_mode,
-    count_include_pad,
-    algorithm,
-) -> Spec:
-    """The canonical form; raises ValueError for names that do not exist."""
-    if algorithm == "auto":
-        algorithm = _forced_algorithm()
+def spec_of(*arguments) -> Spec:
+    """The canonical form of conv_relu_pool's arguments, given in the order of a Spec's fields.
+
+    Raises:
+        ValueError: a name that does not exist, or a dilated average.
+    """
+    spec = Spec(*arguments)
+    algorithm = _forced_algorithm() if spec.algorithm == "auto" else spec.algorithm
     for name, value, known in (
-        ("activation", activation, tuple(ACTIVATIONS)),
-        ("pool", pool, POOLS),
+        ("activation", spec.activation, tuple(ACTIVATIONS)),
+        ("pool", spec.pool, POOLS),
         ("algorithm", algorithm, ALGORITHMS),
     ):
         if value not in known:
             raise ValueError(
                 f"conv_relu_pool: {name} must be one of {', '.join(known)}, got {value!r}"
             )
-    pool_dilation = _pair(pool_dilation)
-    if pool == "avg" and pool_dilation != (1, 1):
+    pool_size, pool_dilation = _pair(spec.pool_size), _pair(spec.pool_dilation)
+    if spec.pool == "avg" and pool_dilation != (1, 1):
         raise ValueError(
             "conv_relu_pool: pool_dilation must be 1 for pool='avg', as torch's avg_pool2d has "
             f"none, got {pool_dilation}"
         )
-    pool_size = _pair(pool_size)
-    return Spec(
-        _pair(stride),
-        padding if isinstance(padding, str) else _pair(padding),
-        _pair(dilation),
-        groups,
-        activation,
-        pool,
-        pool_size,
-        pool_size if pool_stride is None else _pair(pool_stride),
-        _pair(pool_padding),
-        pool_dilation,
-        ceil_mode,
-        count_include_pad,
-        algorithm,
+    return spec._replace(
+        stride=_pair(spec.stride),
+        padding=spec.padding if isinstance(spec.padding, str) else _pair(spec.padding),
+        dilation=_pair(spec.dilation),
+        pool_size=pool_size,
+        pool_stride=pool_size if spec.pool_stride is None else _pair(spec.pool_stride),
+        pool_padding=_pair(spec.pool_padding),
+        pool_dilation=pool_dilation,
+        algorithm=algorithm,
     )
 
 
