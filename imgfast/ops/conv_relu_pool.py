@@ -112,8 +112,9 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     """Which route :func:`conv_relu_pool` takes for these very arguments, and why.
 
     Returns:
-        A named tuple ``(name, isa, reason)``: ``"direct"``, ``"winograd"`` or ``"stock"``; the
-        instruction set of the kernel (``"avx512"``, ``"avx2"``, ``"generic"``) or None; a sentence.
+        A named tuple: ``name``, ``"direct"``, ``"winograd"`` or ``"stock"``; ``isa``, the kernel's
+        instruction set (``"avx512"``, ``"avx2"``, ``"generic"``) or None; ``reason``, a sentence;
+        ``needs_grad``, ``saves_codes``, ``saves_y``, what a backward pass makes it keep.
 
     Raises:
         As :func:`conv_relu_pool` for unknown names.

@@ -154,7 +154,7 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
         obstacle
         or _no_tensors(plain, device, dtype)
         or _no_shapes(spec, x_shape, weight_shape, bias_shape)
-        or (_no_gradient(spec) if needs_grad else None)
+        or (_no_gradient(spec, x_shape, weight_shape) if needs_grad else None)
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, dtype, x_shape, weight_shape)
@@ -265,7 +265,11 @@ def _no_shapes(spec, x_shape, weight_shape, bias_shape) -> str | None:
     return None
 
 
-def _no_gradient(spec) -> str | None:
+def _no_gradient(spec, x_shape, weight_shape) -> str | None:
+    rows = (spec.pool_size[0] - 1) * spec.pool_dilation[0] * spec.stride[0]
+    rows += (weight_shape[2] - 1) * spec.dilation[0] + 1
+    if rows * (x_shape[-1] + 2 * spec.explicit_padding(weight_shape)[1]) * 32 >= 2**31:
+        return "rows too long for the 32-bit places of the gradient kernels"
     if spec.activation in ("gelu", "silu"):
         return f"no gradient kernel for {spec.activation}, whose argument would have to be kept"
     if spec.pool != "avg" or spec.activation == "none":
