@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 #include "tensor_dtype.h"
 
@@ -24,12 +25,20 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kUnitBytes = 128 << 10;    // input rows that one unit of forward work stages
-constexpr int64_t kUnitsPerThread = 4;       // so that the last ones finish together
-constexpr int64_t kWinogradPoints = 36;      // of a 4 x 4 tile
-constexpr int64_t kWinogradTiles = 48;       // of a unit, at most
-constexpr int64_t kWinogradBytes = 1 << 20;  // of their transformed inputs
-constexpr int64_t kWorthAThread = 1 << 16;   // multiply-adds below which a thread does not pay
+constexpr int64_t kUnitBytes = 128 << 10;   // input rows that one unit of forward work stages
+constexpr int64_t kUnitsPerThread = 4;      // so that the last ones finish together
+constexpr int64_t kWorthAThread = 1 << 16;  // multiply-adds below which a thread does not pay
+
+// What Winograd's kernels are made for: see csrc/cpu/winograd-inl.h.
+void check_winograd(const ConvReLUPoolParams& p, ScalarType dtype) {
+  const int64_t stride = p.stride_h, taps = (std::max(p.R, p.S) + stride - 1) / stride;
+  const bool gradients = p.winograd & (kWinogradInput | kWinogradWeight);
+  STD_TORCH_CHECK(
+      dtype != ScalarType::Double && p.stride_w == stride && stride <= (gradients ? 1 : 2) &&
+          p.dilation_h == 1 && p.dilation_w == 1 && taps >= 2 && taps <= 5,
+      "conv_relu_pool: Winograd needs 2 to 5 taps of stride 1, or in forward 3 to 10 of "
+      "stride 2, without dilation, and not float64");
+}
 
 ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
   STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(),
@@ -73,10 +82,11 @@ ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints
   p.activation = static_cast<Activation>(geometry[kActivation]);
   p.pool = static_cast<Pool>(geometry[kPool]);
   p.count_include_pad = geometry[kCountIncludePad];
-  STD_TORCH_CHECK(
-      geometry[kAlgorithm] >= 0 && geometry[kAlgorithm] <= static_cast<int>(Algorithm::kWinograd),
-      "conv_relu_pool: unknown algorithm");
-  p.algorithm = static_cast<Algorithm>(geometry[kAlgorithm]);
+  constexpr int kEveryPass = kWinogradForward | kWinogradInput | kWinogradWeight;
+  STD_TORCH_CHECK(geometry[kWinograd] >= 0 && geometry[kWinograd] <= kEveryPass,
+                  "conv_relu_pool: unknown algorithm");
+  p.winograd = static_cast<int>(geometry[kWinograd]);
+  if (p.winograd) check_winograd(p, x.scalar_type());
   if (p.pool == Pool::kNone) {
     p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = p.pool_dilation_h =
         p.pool_dilation_w = 1;
@@ -126,10 +136,12 @@ bool answers_channels_last(const Tensor& x, const Tensor& weight) {
 
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last,
              std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::empty(
+  Tensor result = torch::stable::empty(
       torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
       dtype ? *dtype : like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  cpu::prefer_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
 }
 
 cpu::View4 view(const Tensor& t) {
@@ -164,36 +176,6 @@ int64_t direct_unit_rows(const ConvReLUPoolParams& p, int64_t element) {
   return rows;
 }
 
-int64_t winograd_tile_rows(const ConvReLUPoolParams& p) {
-  return p.N * ceil_div(p.pool == Pool::kNone ? p.P : 2 * p.PH, 4);
-}
-
-// Rows of tiles of a unit of Winograd work: many tiles share one reading of the transformed
-// filters, if they leave the threads enough units and fit the cache.
-int64_t winograd_unit_rows(const ConvReLUPoolParams& p) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t row_tiles = ceil_div(p.pool == Pool::kNone ? p.Q : 2 * p.PW, 4);
-  const int64_t tile_bytes = kWinogradPoints * (p.C / p.groups) * 4;
-  const int64_t tiles =
-      std::clamp<int64_t>(kWinogradBytes / tile_bytes, kWinogradTiles / 4, kWinogradTiles);
-  int64_t rows = std::max<int64_t>(1, tiles / row_tiles);
-  while (rows > 1 && threads > 1 &&
-         p.groups * ceil_div(winograd_tile_rows(p), rows) < kUnitsPerThread * threads) {
-    rows = (rows + 1) / 2;
-  }
-  return rows;
-}
-
-bool fits_winograd(const ConvReLUPoolParams& p) {
-  const bool filter = p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 &&
-                      p.dilation_h == 1 && p.dilation_w == 1;
-  const bool windows = p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&
-                       p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
-                       p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P &&
-                       2 * p.PW <= p.Q;
-  return filter && (windows || p.pool == Pool::kNone);
-}
-
 std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                                           const std::optional<Tensor>& bias, const Ints& geometry,
                                           bool save_codes) {
@@ -205,9 +187,6 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   // A convolution output that is dense in both layouts loses channels_last in stock's activation.
   const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
   Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight) && !both);
-  STD_TORCH_CHECK(
-      p.algorithm == Algorithm::kDirect || fits_winograd(p),
-      "conv_relu_pool: Winograd needs 3 x 3 filters of stride 1 before 2 x 2 windows or no pool");
   Tensor codes =
       empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
@@ -237,10 +216,11 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
       forward(args, begin, end, thread_buffer.reserve(scratch));
     });
   };
-  if (p.algorithm == Algorithm::kWinograd) {
-    args.unit_rows = winograd_unit_rows(p);
-    run(kernels.winograd_pack_size, kernels.winograd_pack, kernels.winograd_scratch,
-        kernels.winograd, p.groups * ceil_div(winograd_tile_rows(p), args.unit_rows));
+  args.threads = torch::stable::get_num_threads();
+  if (p.winograd & kWinogradForward) {
+    run(kernels.winograd_forward_pack_size, kernels.winograd_forward_pack,
+        kernels.winograd_forward_scratch, kernels.winograd_forward,
+        kernels.winograd_forward_units(args));
   } else {
     args.unit_rows = direct_unit_rows(p, args.dtype == DType::kFloat64 ? 8 : 4);
     run(kernels.forward_pack_size, kernels.forward_pack, kernels.forward_scratch, kernels.forward,
@@ -298,7 +278,18 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   const int64_t rows = p.N * p.PH, slots = std::min(threads_for(rows * work_per_row(p)), rows);
 
-  if (need_x) {
+  args.threads = torch::stable::get_num_threads();
+  if (need_x && p.winograd & kWinogradInput) {
+    args.grad_x = view(grad_x);
+    args.packed_weight = shared_buffer.reserve(kernels.winograd_input_pack_size(args));
+    kernels.winograd_input_pack(args);
+    const int64_t scratch = kernels.winograd_input_scratch(args);
+    const int64_t units = kernels.winograd_input_units(args);
+    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (rows * work_per_row(p) / units));
+    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+      kernels.winograd_input(args, begin, end, thread_buffer.reserve(scratch));
+    });
+  } else if (need_x) {
     args.grad_x = view(grad_x);
     args.packed_weight = shared_buffer.reserve(kernels.backward_input_pack_size(args));
     kernels.backward_input_pack(args);
@@ -309,9 +300,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     });
   }
   if (need_weight || need_bias) {
+    const bool winograd = need_weight && p.winograd & kWinogradWeight;
     const int64_t element = args.dtype == DType::kFloat64 ? 8 : 4;
-    const int64_t weight_bytes =
-        need_weight ? slots * kernels.backward_weight_partial_size(args) : 0;
+    const auto partial_size =
+        winograd ? kernels.winograd_weight_partial_size : kernels.backward_weight_partial_size;
+    const int64_t weight_bytes = need_weight ? slots * partial_size(args) : 0;
     const int64_t bias_bytes = need_bias ? slots * p.K * element : 0;
     char* partial = static_cast<char*>(shared_buffer.reserve(weight_bytes + bias_bytes));
     std::fill_n(partial, weight_bytes + bias_bytes, 0);
@@ -323,14 +316,22 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
       args.partial_bias = partial + weight_bytes;
       args.grad_bias = grad_bias.data_ptr();
     }
-    const int64_t scratch = kernels.backward_weight_scratch(args);
-    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t slot = begin; slot < end; slot++) {
-        kernels.backward_weight(args, rows * slot / slots, rows * (slot + 1) / slots, slot,
-                                thread_buffer.reserve(scratch));
-      }
-    });
-    kernels.backward_weight_reduce(args, slots);
+    const auto run = [&](int64_t scratch, int64_t rows, auto accumulate, auto reduce) {
+      torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t slot = begin; slot < end; slot++) {
+          accumulate(args, rows * slot / slots, rows * (slot + 1) / slots, slot,
+                     thread_buffer.reserve(scratch));
+        }
+      });
+      reduce(args, slots);
+    };
+    if (winograd) {
+      run(kernels.winograd_weight_scratch(args), kernels.winograd_weight_rows(args),
+          kernels.winograd_weight, kernels.winograd_weight_reduce);
+    } else {
+      run(kernels.backward_weight_scratch(args), rows, kernels.backward_weight,
+          kernels.backward_weight_reduce);
+    }
   }
   return {grad_x, grad_weight, grad_bias};
 }

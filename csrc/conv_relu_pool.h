@@ -13,7 +13,9 @@ namespace imgfast {
 
 enum class Activation : int8_t { kNone, kReLU, kLeakyReLU, kSigmoid, kTanh, kGELU, kSiLU };
 enum class Pool : int8_t { kNone, kMax, kAvg };
-enum class Algorithm : int8_t { kDirect, kWinograd };
+
+// Which passes run by Winograd's algorithm, bits; the others run directly.
+enum Winograd { kWinogradForward = 1, kWinogradInput = 2, kWinogradWeight = 4 };
 
 inline constexpr double kLeakyReLUSlope = 0.01;  // torch.nn.LeakyReLU's default
 
@@ -47,7 +49,7 @@ enum Geometry {
   kPoolDilationW,
   kCeilMode,
   kCountIncludePad,
-  kAlgorithm,
+  kWinograd,  // bits of the enum above
   kGeometrySize
 };
 
@@ -62,7 +64,7 @@ struct ConvReLUPoolParams {
   bool ceil_mode, count_include_pad;
   int64_t PH, PW;  // y [N, K, PH, PW]
   Activation activation;
-  Algorithm algorithm;
+  int winograd;  // bits of Winograd
 };
 
 // Static, as this header also enters translation units of one instruction set.

@@ -224,17 +224,6 @@ static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
   });
 }
 
-template <class X>
-static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
-                              typename X::T* sums) {
-  for (int64_t k = 0; k < K; k += X::kLanes) {
-    const int n = static_cast<int>(min_of(X::kLanes, K - k));
-    auto total = X::zero();
-    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
-    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
-  }
-}
-
 // An average's pooled gradient reaches the bias once a position that the activation lets through.
 template <class X>
 static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan,
@@ -303,7 +292,6 @@ static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots
     const BackwardWeightPlan<X> plan(p);
     const TapRuns<X>& taps = plan.taps;
     const auto* weight = static_cast<const T*>(a.partial_weight);
-    const auto* bias = static_cast<const T*>(a.partial_bias);
     const auto put = [](IO* to, T value) { X::store(to, X::set1(value), 1); };
     for (int64_t k = 0; k < p.K && weight; k++) {
       for (int64_t c = 0; c < plan.C; c++) {
@@ -321,11 +309,7 @@ static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots
         }
       }
     }
-    for (int64_t k = 0; k < p.K && bias; k++) {
-      T total = 0;
-      for (int64_t i = 0; i < slots; i++) total += bias[i * p.K + k];
-      put(static_cast<IO*>(a.grad_bias) + k, total);
-    }
+    reduce_bias_gradient<X, IO>(a, slots);
   });
 }
 

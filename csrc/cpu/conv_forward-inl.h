@@ -37,12 +37,8 @@ struct ForwardPlan {
     K = p.K / p.groups;
     filters = round_up(K, X::kLanes);
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
-    in_tile = X::kTileCols >= 12 && p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 &&
-              p.pool_stride_h == 2 && p.pool_stride_w == 2 && p.pool_padding_h == 0 &&
-              p.pool_padding_w == 0 && p.pool_dilation_h == 1 && p.pool_dilation_w == 1 &&
-              2 * p.PH <= p.P && 2 * p.PW <= p.Q;
-    activate_first = p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
-                     p.activation == Activation::kSiLU;
+    in_tile = X::kTileCols >= 12 && whole_2x2_windows(p);
+    activate_first = activates_first(p);
     columns = in_tile ? 2 * p.PW : p.Q;
     width = (columns - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     parts = ceil_div(p.PH, a.unit_rows);
@@ -105,8 +101,8 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
       for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
         const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
         const int64_t valid = min_of(lanes, plan.K - k0);
-        pack_filters<X>(p, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0), plan.C,
-                        valid, lanes, out);
+        pack_filters<X>(p.R, p.S, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0),
+                        plan.C, valid, lanes, out);
         out += p.R * p.S * plan.C * lanes;
       }
       fill_zero(out, plan.filters);
@@ -162,47 +158,6 @@ static RingTile<X, NV> ring_tile_for(int64_t cols) {
   return ring_tile<X, NV, TC>;
 }
 
-// Pools one row of windows from the ring; convolution row h lies in slot h % span_h.
-template <class X, int NV>
-static void pool_row(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
-                     const typename X::T* ring, int64_t ph, const RowSink<X>& sink) {
-  const int64_t lanes = NV * X::kLanes, ring_row = p.Q * lanes;
-  const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
-  for (int64_t pw = 0; pw < p.PW; pw++) {
-    const int64_t w0 = pw * p.pool_stride_w - p.pool_padding_w;
-    typename X::V value[NV], code[NV];
-    bool empty = true;
-    for (int v = 0; v < NV; v++) value[v] = code[v] = X::zero();
-    for (int64_t i = 0; i < p.pool_h; i++) {
-      const int64_t h = h0 + i * p.pool_dilation_h;
-      if (h < 0 || h >= p.P) continue;
-      for (int64_t j = 0; j < p.pool_w; j++) {
-        const int64_t w = w0 + j * p.pool_dilation_w;
-        if (w < 0 || w >= p.Q) continue;
-        const typename X::T* at = ring + h % plan.span_h * ring_row + w * lanes;
-        const int position = static_cast<int>(i * p.pool_w + j);
-        for (int v = 0; v < NV; v++) {
-          const auto candidate = X::load(at + v * X::kLanes);
-          if (p.pool == Pool::kAvg) {
-            take_avg<X>(value[v], code[v], candidate, position);
-          } else if (empty) {
-            value[v] = candidate;
-            code[v] = X::set1(static_cast<typename X::T>(position));
-          } else {
-            take_max<X>(value[v], code[v], candidate, position);
-          }
-        }
-        empty = false;
-      }
-    }
-    if (p.pool == Pool::kAvg) {
-      const auto scale = X::set1(static_cast<typename X::T>(1.0 / avg_divisor(p, h0, w0)));
-      for (int v = 0; v < NV; v++) value[v] = X::mul(value[v], scale);
-    }
-    for (int v = 0; v < NV; v++) sink.put(pw, v, value[v], code[v]);
-  }
-}
-
 // All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of
 // convolution row p0.
 template <class X, class IO, int NV>
@@ -242,7 +197,7 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
                                      out + q * sink.lanes);
         }
       }
-      pool_row<X, NV>(plan, p, scratch.ring, ph, sink);
+      pool_row<X, NV>(p, scratch.ring, plan.span_h, ph, sink);
     }
     copy_matrix<X>(scratch.row, sink.lanes, 1, at<IO>(a.y, n, k, ph, 0), a.y.stride[3],
                    a.y.stride[1], p.PW, sink.valid);

@@ -154,4 +154,28 @@ struct WindowWalk {
   }
 };
 
+// sums[k] += the gradients of all positions.
+template <class X>
+static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
+                              typename X::T* sums) {
+  for (int64_t k = 0; k < K; k += X::kLanes) {
+    const int n = static_cast<int>(min_of(X::kLanes, K - k));
+    auto total = X::zero();
+    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
+    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
+  }
+}
+
+// Adds the slots in their order, so that the result depends on their number alone.
+template <class X, class IO>
+static void reduce_bias_gradient(const ConvBackwardArgs& a, int64_t slots) {
+  const int64_t K = a.params->K;
+  const auto* bias = static_cast<const typename X::T*>(a.partial_bias);
+  for (int64_t k = 0; k < K && bias; k++) {
+    typename X::T total = 0;
+    for (int64_t i = 0; i < slots; i++) total += bias[i * K + k];
+    X::store(static_cast<IO*>(a.grad_bias) + k, X::set1(total), 1);
+  }
+}
+
 }  // namespace imgfast::cpu::IMGFAST_ISA

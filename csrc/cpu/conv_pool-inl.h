@@ -6,6 +6,19 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
+// Windows of 2 x 2 that do not overlap and lie inside the map.
+static inline bool whole_2x2_windows(const ConvReLUPoolParams& p) {
+  return p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&
+         p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
+         p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P && 2 * p.PW <= p.Q;
+}
+
+// Whether the pool needs activated values: it commutes with monotone activations only.
+static inline bool activates_first(const ConvReLUPoolParams& p) {
+  return p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
+         p.activation == Activation::kSiLU;
+}
+
 // One pooled row of one block of filters: where results go, and what becomes of a pooled vector.
 template <class X>
 struct RowSink {
@@ -79,6 +92,48 @@ template <class X>
     value = X::mul(value, X::set1(0.25));
   }
   sink.put(pw, v, value, code);
+}
+
+// Pools one row of windows from convolution rows [slots][Q][NV vectors], of which row h lies in
+// slot h % slots.
+template <class X, int NV>
+static void pool_row(const ConvReLUPoolParams& p, const typename X::T* ring, int64_t slots,
+                     int64_t ph, const RowSink<X>& sink) {
+  const int64_t lanes = NV * X::kLanes, ring_row = p.Q * lanes;
+  const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
+  for (int64_t pw = 0; pw < p.PW; pw++) {
+    const int64_t w0 = pw * p.pool_stride_w - p.pool_padding_w;
+    typename X::V value[NV], code[NV];
+    bool empty = true;
+    for (int v = 0; v < NV; v++) value[v] = code[v] = X::zero();
+    for (int64_t i = 0; i < p.pool_h; i++) {
+      const int64_t h = h0 + i * p.pool_dilation_h;
+      if (h < 0 || h >= p.P) continue;
+      for (int64_t j = 0; j < p.pool_w; j++) {
+        const int64_t w = w0 + j * p.pool_dilation_w;
+        if (w < 0 || w >= p.Q) continue;
+        const typename X::T* at = ring + h % slots * ring_row + w * lanes;
+        const int position = static_cast<int>(i * p.pool_w + j);
+        for (int v = 0; v < NV; v++) {
+          const auto candidate = X::load(at + v * X::kLanes);
+          if (p.pool == Pool::kAvg) {
+            take_avg<X>(value[v], code[v], candidate, position);
+          } else if (empty) {
+            value[v] = candidate;
+            code[v] = X::set1(static_cast<typename X::T>(position));
+          } else {
+            take_max<X>(value[v], code[v], candidate, position);
+          }
+        }
+        empty = false;
+      }
+    }
+    if (p.pool == Pool::kAvg) {
+      const auto scale = X::set1(static_cast<typename X::T>(1.0 / avg_divisor(p, h0, w0)));
+      for (int v = 0; v < NV; v++) value[v] = X::mul(value[v], scale);
+    }
+    for (int v = 0; v < NV; v++) sink.put(pw, v, value[v], code[v]);
+  }
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

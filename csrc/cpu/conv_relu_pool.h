@@ -21,7 +21,8 @@ struct ConvForwardArgs {
   View4 y;              // [N, K, PH, PW]
   uint8_t* codes;       // [N, PH, PW, K] or null
   void* packed_weight;  // filled by pack
-  int64_t unit_rows;    // rows of one unit of work
+  int64_t unit_rows;    // pooled rows of one unit of work, of the direct kernel
+  int64_t threads;      // that units are shared out to
 };
 
 struct ConvBackwardArgs {
@@ -33,6 +34,7 @@ struct ConvBackwardArgs {
   View4 weight;          // [K, C / groups, R, S]
   const uint8_t* codes;  // [N, PH, PW, K] or null
   View4 grad_x;          // [N, C, H, W]
+  int64_t threads;       // that units are shared out to
   void* packed_weight;   // input gradient: filled by pack
   void* partial_weight;  // weight gradient: [slots, partial_size] sums, zeroed by the caller
   void* partial_bias;    // bias gradient: [slots, K] sums, zeroed by the caller
@@ -48,12 +50,13 @@ struct ConvReLUPoolKernels {
   int64_t (*forward_scratch)(const ConvForwardArgs&);
   void (*forward)(const ConvForwardArgs&, int64_t unit_begin, int64_t unit_end, void* scratch);
 
-  // The same by Winograd's algorithm, for 3 x 3 filters of stride 1 before 2 x 2 windows or no
-  // pool. A unit is unit_rows rows of 4 x 4 tiles, of all images, and a group.
-  int64_t (*winograd_pack_size)(const ConvForwardArgs&);
-  void (*winograd_pack)(const ConvForwardArgs&);
-  int64_t (*winograd_scratch)(const ConvForwardArgs&);
-  void (*winograd)(const ConvForwardArgs&, int64_t unit_begin, int64_t unit_end, void* scratch);
+  // By Winograd's algorithm. Units are the kernel's own.
+  int64_t (*winograd_forward_pack_size)(const ConvForwardArgs&);
+  void (*winograd_forward_pack)(const ConvForwardArgs&);
+  int64_t (*winograd_forward_scratch)(const ConvForwardArgs&);
+  int64_t (*winograd_forward_units)(const ConvForwardArgs&);
+  void (*winograd_forward)(const ConvForwardArgs&, int64_t unit_begin, int64_t unit_end,
+                           void* scratch);
 
   int64_t (*backward_input_pack_size)(const ConvBackwardArgs&);
   void (*backward_input_pack)(const ConvBackwardArgs&);
@@ -67,6 +70,20 @@ struct ConvReLUPoolKernels {
   void (*backward_weight)(const ConvBackwardArgs&, int64_t row_begin, int64_t row_end, int64_t slot,
                           void* scratch);
   void (*backward_weight_reduce)(const ConvBackwardArgs&, int64_t slots);
+
+  int64_t (*winograd_input_pack_size)(const ConvBackwardArgs&);
+  void (*winograd_input_pack)(const ConvBackwardArgs&);
+  int64_t (*winograd_input_scratch)(const ConvBackwardArgs&);
+  int64_t (*winograd_input_units)(const ConvBackwardArgs&);
+  void (*winograd_input)(const ConvBackwardArgs&, int64_t unit_begin, int64_t unit_end,
+                         void* scratch);
+
+  int64_t (*winograd_weight_partial_size)(const ConvBackwardArgs&);
+  int64_t (*winograd_weight_scratch)(const ConvBackwardArgs&);
+  int64_t (*winograd_weight_rows)(const ConvBackwardArgs&);
+  void (*winograd_weight)(const ConvBackwardArgs&, int64_t row_begin, int64_t row_end, int64_t slot,
+                          void* scratch);
+  void (*winograd_weight_reduce)(const ConvBackwardArgs&, int64_t slots);
 };
 
 }  // namespace imgfast::cpu

@@ -43,19 +43,19 @@ static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t
 
 // [R][S][C][lanes] from the weights of one block of filters.
 template <class X, class IO>
-static void pack_filters(const ConvReLUPoolParams& p, const View4& weight, const IO* from,
-                         int64_t C, int64_t valid, int64_t lanes, typename X::T* out) {
-  if (valid < lanes) fill_zero(out, p.R * p.S * C * lanes);
+static void pack_filters(int64_t R, int64_t S, const View4& weight, const IO* from, int64_t C,
+                         int64_t valid, int64_t lanes, typename X::T* out) {
+  if (valid < lanes) fill_zero(out, R * S * C * lanes);
   const int64_t* stride = weight.stride;
-  if (stride[3] == 1 && stride[2] == p.S) {  // the taps of a channel are contiguous
+  if (stride[3] == 1 && stride[2] == S) {  // the taps of a channel are contiguous
     for (int64_t c = 0; c < C; c++) {
-      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, p.R * p.S,
+      copy_matrix<X>(from + c * stride[1], 1, stride[0], out + c * lanes, C * lanes, 1, R * S,
                      valid);
     }
     return;
   }
-  for (int64_t r = 0; r < p.R; r++) {
-    for (int64_t s = 0; s < p.S; s++, out += C * lanes) {
+  for (int64_t r = 0; r < R; r++) {
+    for (int64_t s = 0; s < S; s++, out += C * lanes) {
       copy_matrix<X>(from + r * stride[2] + s * stride[3], stride[1], stride[0], out, lanes, 1, C,
                      valid);
     }

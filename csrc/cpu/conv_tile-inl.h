@@ -29,6 +29,7 @@ struct Tile {
 struct Reduction {
   int64_t rows, row_step, segments, segment_step, length;
   int64_t out_row_step, col_step;
+  int64_t term_step = 1;  // from one term of a run to the next
 };
 
 // in: the terms of the tile's first output; weight: [terms][NV vectors]. A long reduction is cut
@@ -44,7 +45,7 @@ template <class X, int NV, int TR, int TC>
   bool partial = false;
   int64_t terms = 0;
   tile.for_each([](auto& sum, int) { sum = X::zero(); });
-  const int64_t step = reduction.col_step, step3 = 3 * step;
+  const int64_t step = reduction.col_step, step3 = 3 * step, term = reduction.term_step;
   for (int64_t r = 0; r < reduction.rows; r++) {
     for (int64_t segment = 0; segment < reduction.segments; segment++) {
       const typename X::T* from = in + r * reduction.row_step + segment * reduction.segment_step;
@@ -59,7 +60,7 @@ template <class X, int NV, int TR, int TC>
           terms = 0;
         }
         const int64_t count = min_of(left, kPartial - terms);
-        for (int64_t i = 0; i < count; i++, from++, weight += NV * X::kLanes) {
+        for (int64_t i = 0; i < count; i++, from += term, weight += NV * X::kLanes) {
           typename X::V w[NV];
 #pragma GCC unroll 2
           for (int v = 0; v < NV; v++) w[v] = X::load(weight + v * X::kLanes);

@@ -7,7 +7,8 @@
 #include "conv_forward-inl.h"
 #include "conv_gradient-inl.h"
 #include "conv_rows-inl.h"
-#include "conv_winograd-inl.h"
+#include "conv_winograd_backward-inl.h"
+#include "conv_winograd_forward-inl.h"
 #include "cross_entropy-inl.h"
 #include "dispatch.h"
 #include "math-inl.h"
@@ -22,10 +23,11 @@ const KernelTable kTable = {
             .forward_pack = conv_forward_pack,
             .forward_scratch = conv_forward_scratch,
             .forward = conv_forward,
-            .winograd_pack_size = conv_winograd_pack_size,
-            .winograd_pack = conv_winograd_pack,
-            .winograd_scratch = conv_winograd_scratch,
-            .winograd = conv_winograd,
+            .winograd_forward_pack_size = winograd_forward_pack_size,
+            .winograd_forward_pack = winograd_forward_pack,
+            .winograd_forward_scratch = winograd_forward_scratch,
+            .winograd_forward_units = winograd_forward_units,
+            .winograd_forward = winograd_forward,
             .backward_input_pack_size = conv_backward_input_pack_size,
             .backward_input_pack = conv_backward_input_pack,
             .backward_input_scratch = conv_backward_input_scratch,
@@ -34,6 +36,16 @@ const KernelTable kTable = {
             .backward_weight_scratch = conv_backward_weight_scratch,
             .backward_weight = conv_backward_weight,
             .backward_weight_reduce = conv_backward_weight_reduce,
+            .winograd_input_pack_size = winograd_input_pack_size,
+            .winograd_input_pack = winograd_input_pack,
+            .winograd_input_scratch = winograd_input_scratch,
+            .winograd_input_units = winograd_input_units,
+            .winograd_input = winograd_input,
+            .winograd_weight_partial_size = winograd_weight_partial_size,
+            .winograd_weight_scratch = winograd_weight_scratch,
+            .winograd_weight_rows = winograd_weight_rows,
+            .winograd_weight = winograd_weight,
+            .winograd_weight_reduce = winograd_weight_reduce,
         },
     .cross_entropy =
         {

@@ -91,20 +91,19 @@ static inline void fill_zero(T* p, int64_t count) {
   if (count > 0) std::memset(static_cast<void*>(p), 0, count * sizeof(T));
 }
 
+// Calls function(compute type, storage type) for a tensor dtype that is computed in float32.
+template <class Function>
+static inline auto with_float(DType dtype, Function function) {
+  if (dtype == DType::kBFloat16) return function(F32{}, BFloat16{});
+  if (dtype == DType::kFloat16) return function(F32{}, Float16{});
+  return function(F32{}, float{});
+}
+
 // Calls function(compute type, storage type) for the tensor dtype.
 template <class Function>
 static inline auto with_dtype(DType dtype, Function function) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return function(F64{}, double{});
-    case DType::kBFloat16:
-      return function(F32{}, BFloat16{});
-    case DType::kFloat16:
-      return function(F32{}, Float16{});
-    case DType::kFloat32:
-      break;
-  }
-  return function(F32{}, float{});
+  if (dtype == DType::kFloat64) return function(F64{}, double{});
+  return with_float(dtype, function);
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

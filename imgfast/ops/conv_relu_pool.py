@@ -182,7 +182,7 @@ def _plan(x, weight, bias, arguments) -> Plan:
         _needs_grad(x, weight, bias),
     )
     stock = route.name == "stock"
-    return Plan(spec, None if stock else spec.geometry(weight.shape, route.name), route)
+    return Plan(spec, None if stock else spec.geometry(weight.shape, route.winograd), route)
 
 
 def _needs_grad(x, weight, bias) -> bool:

@@ -1,5 +1,6 @@
 """Which code runs a conv_relu_pool: the arguments in canonical form, and the choice of a route."""
 
+import enum
 import os
 from typing import NamedTuple
 
@@ -16,6 +17,14 @@ MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/con
 MAX_AVG_WINDOW = 8  # and of an average pool
 
 
+class Winograd(enum.IntFlag):
+    """Which passes run by Winograd's algorithm, as in csrc/conv_relu_pool.h."""
+
+    FORWARD = 1
+    INPUT = 2
+    WEIGHT = 4
+
+
 class Route(NamedTuple):
     """Which code runs, on which instruction set, and why."""
 
@@ -25,6 +34,7 @@ class Route(NamedTuple):
     needs_grad: bool = False
     saves_codes: bool = False
     saves_y: bool = False
+    winograd: Winograd = Winograd(0)
 
 
 class Spec(NamedTuple):
@@ -44,7 +54,7 @@ class Spec(NamedTuple):
     count_include_pad: bool
     algorithm: str
 
-    def geometry(self, weight_shape, kernel="direct") -> list[int]:
+    def geometry(self, weight_shape, winograd=0) -> list[int]:
         """The operators' list of integers, in the order of Geometry in csrc/conv_relu_pool.h."""
         return [
             *self.stride,
@@ -59,7 +69,7 @@ class Spec(NamedTuple):
             *self.pool_dilation,
             int(self.ceil_mode),
             int(self.count_include_pad),
-            KERNELS.index(kernel),
+            int(winograd),
         ]
 
     @classmethod
@@ -68,7 +78,15 @@ class Spec(NamedTuple):
         g = list(geometry)
         pairs = [tuple(g[i : i + 2]) for i in (0, 2, 4, 9, 11, 13, 15)]
         names = (tuple(ACTIVATIONS)[g[7]], POOLS[g[8]])
-        return cls(*pairs[:3], g[6], *names, *pairs[3:], bool(g[17]), bool(g[18]), KERNELS[g[19]])
+        return cls(
+            *pairs[:3],
+            g[6],
+            *names,
+            *pairs[3:],
+            bool(g[17]),
+            bool(g[18]),
+            "winograd" if g[19] else "direct",
+        )
 
     def explicit_padding(self, weight_shape):
         """The padding as a pair; None where ``"same"`` needs more on one side than on the other."""
@@ -158,22 +176,21 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, dtype, x_shape, weight_shape)
-    unfit = _no_winograd(spec, dtype, x_shape, weight_shape) if obstacle is None else obstacle
-    if spec.algorithm == "winograd" and unfit:
-        obstacle = unfit
+    if obstacle is None and spec.algorithm == "winograd":
+        obstacle = _no_winograd(spec, dtype, weight_shape)
     if obstacle is None:
-        winograd = unfit is None and (
-            spec.algorithm == "winograd"
-            or (spec.algorithm == "auto" and _winograd_pays(x_shape, weight_shape, spec))
-        )
+        winograd = Winograd(0)
+        if spec.algorithm != "direct":
+            winograd = _winograd(spec, dtype, x_shape, weight_shape, needs_grad)
         isa = _isa()
         return Route(
-            "winograd" if winograd else "direct",
+            "winograd" if Winograd.FORWARD in winograd else "direct",
             isa,
-            f"Winograd F(4x4, 3x3), {isa}" if winograd else f"direct convolution, {isa}",
+            _explain(spec, weight_shape, winograd, isa, needs_grad),
             needs_grad,
             saves_codes=needs_grad and needs_codes(spec),
             saves_y=needs_grad and needs_y(spec),
+            winograd=winograd,
         )
     if spec.algorithm in KERNELS and not transformed:
         raise RuntimeError(
@@ -291,31 +308,118 @@ def _slower(spec, dtype, x_shape, weight_shape) -> str | None:
     return None
 
 
-def _no_winograd(spec, dtype, x_shape, weight_shape) -> str | None:
-    if tuple(weight_shape[2:]) != (3, 3) or spec.stride != (1, 1) or spec.dilation != (1, 1):
-        return "Winograd is for 3 x 3 filters of stride 1"
+def _winograd_taps(spec, weight_shape) -> int:
+    """Taps of one dimension of the unit-stride filters that a strided one falls into."""
+    return -(-max(weight_shape[2:]) // spec.stride[0])
+
+
+def _no_winograd(spec, dtype, weight_shape) -> str | None:
+    stride = spec.stride[0]
+    if spec.stride != (stride, stride) or stride > 2 or spec.dilation != (1, 1):
+        return "Winograd is for strides of 1 or 2 without dilation"
+    if not 2 <= _winograd_taps(spec, weight_shape) <= 5:
+        return "Winograd is for filters of 2 to 5 taps, or 3 to 10 of stride 2"
     if dtype == torch.float64:
         return "float64 stays exact: Winograd is not"
-    windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
-    whole = spec.pool != "none" and windows == ((2, 2), (2, 2), (0, 0), (1, 1))
-    odd = any(
-        (size + 2 * pad - 2) % 2
-        for size, pad in zip(x_shape[-2:], spec.explicit_padding(weight_shape), strict=True)
-    )
-    if spec.pool == "none" or (whole and not (spec.ceil_mode and odd)):
-        return None
-    return "Winograd pools whole 2 x 2 windows, or not at all"
+    return None
 
 
-def _winograd_pays(x_shape, weight_shape, spec) -> bool:
-    """Products saved against the transforms' cost, which few channels or filters do not repay."""
-    filters, channels = weight_shape[0] // spec.groups, weight_shape[1]
-    sizes = [
-        size + 2 * pad - 2
-        for size, pad in zip(x_shape[-2:], spec.explicit_padding(weight_shape), strict=True)
-    ]
-    if spec.pool != "none":
-        sizes = [size // 2 * 2 for size in sizes]
-    tiles = [-(-size // 4) for size in sizes]
-    saved = 9 * sizes[0] * sizes[1] / (36 * tiles[0] * tiles[1])  # at most 4
-    return channels >= 16 and filters >= 16 and saved >= 1.8
+def _winograd(spec, dtype, x_shape, weight_shape, needs_grad) -> Winograd:
+    """The passes that run by Winograd's algorithm: all that can if it was asked for, else those
+    that a count of operations says are faster so."""
+    passes = Winograd(0)
+    if _no_winograd(spec, dtype, weight_shape):
+        return passes
+    asked = spec.algorithm == "winograd"
+    costs = _Costs(spec, x_shape, weight_shape)
+    if asked or costs.forward():
+        passes |= Winograd.FORWARD
+    if needs_grad and spec.stride == (1, 1):
+        if asked or costs.input():
+            passes |= Winograd.INPUT
+        if asked or costs.weight():
+            passes |= Winograd.WEIGHT
+    return passes
+
+
+class _Costs:
+    """Multiply-adds a lane of direct and Winograd's kernels for one image and group, transforms
+    counted as what they take of the same time."""
+
+    PRODUCT = 1.1  # of a multiply-add in a product of 36, against one of the direct kernel
+    FROM_IMAGE, FROM_GRADIENT = 350, 400  # to transform a tile of one channel
+    TO_OUTPUT, TO_ROWS = 200, 260  # of one filter, pooled in registers or in rows
+    SPARSE_INPUT, SPARSE_WEIGHT = 1.55, 1.1  # of a multiply-add in a sparse gradient
+
+    def __init__(self, spec, x_shape, weight_shape):
+        self.taps = _winograd_taps(spec, weight_shape)
+        self.outputs = 7 - max(3, self.taps)
+        self.stride = spec.stride[0]
+        self.filters, self.channels = weight_shape[0] // spec.groups, weight_shape[1]
+        self.area = weight_shape[2] * weight_shape[3]
+        self.map = x_shape[-2:]
+        padding = spec.explicit_padding(weight_shape)
+        self.conv = [
+            (size + 2 * pad - tap) // self.stride + 1
+            for size, pad, tap in zip(self.map, padding, weight_shape[2:], strict=True)
+        ]
+        self.in_registers = spec.pool == "none"
+        self.density = 1.0  # of the gradient at the convolution's output
+        if spec.pool != "none":
+            windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
+            self.in_registers = windows == ((2, 2), (2, 2), (0, 0), (1, 1)) and self.outputs != 3
+        if spec.pool == "max":
+            self.density = 1 / (spec.pool_stride[0] * spec.pool_stride[1])
+
+    def _tiles(self, sizes) -> int:
+        return -(-sizes[0] // self.outputs) * -(-sizes[1] // self.outputs)
+
+    def forward(self) -> bool:
+        depth = self.channels * self.stride**2
+        to_output = self.TO_OUTPUT if self.in_registers else self.TO_ROWS
+        winograd = self._tiles(self.conv) * (
+            self.PRODUCT * 36 * depth * _lanes(self.filters)
+            + self.FROM_IMAGE * _lanes(depth)
+            + to_output * _lanes(self.filters)
+        )
+        direct = self.conv[0] * self.conv[1] * self.area * self.channels * _lanes(self.filters)
+        return winograd < 0.9 * direct
+
+    def input(self) -> bool:
+        winograd = self._tiles(self.map) * (
+            self.PRODUCT * 36 * self.filters * _lanes(self.channels)
+            + self.FROM_GRADIENT * _lanes(self.filters)
+            + self.TO_OUTPUT * _lanes(self.channels)
+        )
+        return winograd < self.SPARSE_INPUT * self._sparse()
+
+    def weight(self) -> bool:
+        winograd = self._tiles(self.conv) * (
+            self.PRODUCT * 36 * self.channels * _lanes(self.filters)
+            + self.FROM_GRADIENT * _lanes(self.filters)
+            + self.FROM_IMAGE * _lanes(self.channels)
+        )
+        return winograd < self.SPARSE_WEIGHT * self._sparse()
+
+    def _sparse(self) -> float:
+        gradients = self.density * self.conv[0] * self.conv[1] * self.filters
+        return gradients * self.area * _lanes(self.channels)
+
+
+def _lanes(count: int) -> int:
+    """Whole vectors of 16."""
+    return -(-count // 16) * 16
+
+
+def _explain(spec, weight_shape, winograd, isa, needs_grad) -> str:
+    taps = max(3, _winograd_taps(spec, weight_shape))
+    name = f"Winograd F({7 - taps}x{7 - taps}, {taps}x{taps})"
+
+    def route(flag, otherwise):
+        return name if flag in winograd else otherwise
+
+    text = f"{route(Winograd.FORWARD, 'direct convolution')}, {isa}"
+    if needs_grad:
+        text += f"; gradient of x: {route(Winograd.INPUT, 'sparse sums')}"
+        text += f", of weight: {route(Winograd.WEIGHT, 'sparse sums')}"
+    return text

@@ -1,4 +1,4 @@
-"""The Winograd route of conv_relu_pool: error bound, codes, borders, and who takes it."""
+"""The Winograd route of conv_relu_pool: error bounds, codes, gradients, and who takes it."""
 
 import pytest
 import torch
@@ -7,15 +7,19 @@ from ops.conv_cases import lay_out, stock
 
 import imgfast
 from imgfast.ops.conv_relu_pool import _bind
-from imgfast.ops.conv_relu_pool_route import spec_of
+from imgfast.ops.conv_relu_pool_route import Winograd, spec_of
 
 BOUND = 4e-5  # of the convolution's standard deviation, as the docstring of conv_relu_pool promises
 
 
-def normal(n=2, c=16, h=12, w=12, k=32, groups=1, dtype=torch.float32, layout="nchw"):
+EVERY_PASS = Winograd.FORWARD | Winograd.INPUT | Winograd.WEIGHT
+
+
+def normal(n=2, c=16, h=12, w=12, k=32, r=3, s=None, groups=1, dtype=torch.float32, layout="nchw"):
     torch.manual_seed(n + c + h + w + k)
+    s = s or r
     x = lay_out(torch.randn(n, c, h, w).to(dtype), layout)
-    weight = (torch.randn(k, c // groups, 3, 3) / (3 * (c // groups) ** 0.5)).to(dtype)
+    weight = (torch.randn(k, c // groups, r, s) / (r * s * c // groups) ** 0.5).to(dtype)
     return x, weight, torch.randn(k).to(dtype)
 
 
@@ -23,7 +27,7 @@ def check_value(x, weight, bias, **options):
     y = imgfast.conv_relu_pool(x, weight, bias, algorithm="winograd", **options)
     wide = stock(x.double(), weight.double(), bias.double(), **options)
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(x.dtype, 0.0)
-    bare = {k: v for k, v in options.items() if k in ("padding", "groups")}
+    bare = {k: v for k, v in options.items() if k in ("padding", "groups", "stride")}
     conv = F.conv2d(x.double(), weight.double(), **bare)
     bound = BOUND * conv.std() + rounding * wide.abs()
     assert y.dtype == x.dtype and y.stride() == stock(x, weight, bias, **options).stride()
@@ -78,8 +82,8 @@ def test_units(batch, threads):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_codes_name_a_maximum(layout):
     """The convolution at the named position is the window's maximum, within the bound."""
-    x, weight, bias = normal(n=3, c=24, h=14, w=18, layout=layout)
-    geometry = spec_of(*_bind(padding=1)).geometry(weight.shape, "winograd")
+    x, weight, _ = normal(n=3, c=24, h=14, w=18, layout=layout)
+    geometry = spec_of(*_bind(padding=1)).geometry(weight.shape, Winograd.FORWARD)
     _, codes = torch.ops.imgfast.conv_relu_pool(x, weight, bias, geometry, True)
     conv = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     windows = F.unfold(conv.flatten(0, 1).unsqueeze(1), 2, stride=2)
@@ -89,6 +93,95 @@ def test_codes_name_a_maximum(layout):
     assert (windows.amax(-1) - named <= bound).all()
     certain = named.abs() > bound
     assert torch.equal((codes >= 128)[certain], (named <= 0)[certain])
+
+
+# 3 x 3, 4 x 4 and 5 x 5 taps: F(4, 3), F(3, 4), F(2, 5); of stride 2 they are 5 to 10 taps' halves.
+FILTERS = [(2, 1), (3, 1), (4, 1), (5, 1), (3, 2), (5, 2), (6, 2), (7, 2), (9, 2)]
+WINDOWS = [  # in registers, from rows, without a window
+    {},
+    {"pool": "avg"},
+    {"pool": "none"},
+    {"pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+    {"pool_size": 3, "pool_stride": 1},
+    {"pool_size": 2, "pool_stride": 3},
+    {"pool_size": 2, "ceil_mode": True},
+    {"pool": "avg", "pool_size": (2, 3), "pool_stride": 2, "pool_padding": 1},
+    {"pool_size": (1, 5), "pool_stride": (2, 3)},
+    {"pool_size": 2, "pool_dilation": 2, "pool_stride": 1},
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize(("taps", "stride"), FILTERS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_filters_and_windows(taps, stride, window, layout):
+    tensors = normal(c=7, h=21, w=26, k=19, r=taps, layout=layout)
+    check_value(*tensors, padding=taps // 2, stride=stride, **window)
+
+
+def test_filters_that_are_not_square():
+    check_value(*normal(r=2, s=5), padding=(1, 2))
+    check_value(*normal(r=4, s=3), padding=1)
+
+
+def gradients_of_both(tensors, options, save=True):
+    """What the operator's gradients are by Winograd's algorithm and directly, of the same codes."""
+    x, weight, bias = tensors
+    spec = spec_of(*_bind(**options))
+    plain, fast = (spec.geometry(weight.shape, passes) for passes in (Winograd(0), EVERY_PASS))
+    y, codes = torch.ops.imgfast.conv_relu_pool(x, weight, bias, plain, save)
+    generator = torch.Generator().manual_seed(1)
+    grad_y = torch.randn(y.shape, generator=generator).to(x.dtype)
+    backward = torch.ops.imgfast.conv_relu_pool_backward.default
+    return [
+        backward(grad_y, x, weight, y, codes if save else None, geometry, True, True, True)
+        for geometry in (fast, plain)
+    ]
+
+
+def check_gradients(tensors, **options):
+    pool, activation = options.get("pool", "max"), options.get("activation", "relu")
+    save = pool == "max" or (pool == "avg" and activation != "none")
+    rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(tensors[0].dtype, 0.0)
+    for got, want in zip(*gradients_of_both(tensors, options, save), strict=True):
+        assert got.dtype == want.dtype and got.stride() == want.stride()
+        scale = want.double().square().mean().sqrt()
+        error = (got.double() - want.double()).abs()
+        assert (error <= 1e-4 * scale + rounding * want.double().abs()).all()
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_gradients(taps, window, layout):
+    check_gradients(normal(c=7, h=21, w=26, k=19, r=taps, layout=layout), padding=1, **window)
+
+
+@pytest.mark.parametrize("pool", ["max", "avg", "none"])
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "sigmoid", "tanh"])
+def test_gradients_through_activations(activation, pool):
+    if pool == "avg" and activation in ("sigmoid", "tanh"):
+        pytest.skip("there is no gradient kernel for this average")
+    check_gradients(normal(), padding=1, pool=pool, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padding", [0, 1, 2, (3, 0)])
+def test_gradients_of_dtypes_and_borders(padding, dtype):
+    check_gradients(normal(c=20, dtype=dtype), padding=padding)
+    check_gradients(normal(c=33, k=40, h=5, w=31, dtype=dtype), padding=padding)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 33])
+def test_gradients_of_groups_and_units(batch, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_gradients(normal(n=batch, c=32, k=48, groups=2), padding=1, groups=2)
+        check_gradients(normal(n=batch, c=64, k=96), padding=1, pool="none", activation="none")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_follow_the_codes():
@@ -101,15 +194,37 @@ def test_gradients_follow_the_codes():
         assert (a.double() - b).norm() <= 1e-3 * b.norm()  # a near tie may go to its other position
 
 
+@pytest.mark.parametrize("scaling", ["channels", "pictures", "offset", "tiny", "huge"])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (5, 1), (7, 2)])
+def test_badly_scaled_inputs(taps, stride, scaling):
+    """The error of one picture stays below 5e-6 of the largest sum of |x| |w| in it."""
+    x, weight, _ = normal(n=3, c=24, h=20, w=20, r=taps)
+    spread = 10.0 ** torch.linspace(-4, 4, 24)
+    if scaling == "channels":
+        x = x * spread.view(1, -1, 1, 1)
+    elif scaling == "pictures":
+        x = x * torch.tensor([1e-8, 1.0, 1e8]).view(-1, 1, 1, 1)
+    else:
+        x = {"offset": x + 1000, "tiny": x * 1e-30, "huge": x * 1e30}[scaling]
+    options = {"padding": taps // 2, "stride": stride, "pool": "none", "activation": "none"}
+    y = imgfast.conv_relu_pool(x, weight, None, algorithm="winograd", **options)
+    want = stock(x.double(), weight.double(), None, **options)
+    scale = stock(x.double().abs(), weight.double().abs(), None, **options).amax((1, 2, 3))
+    assert ((y.double() - want).abs().amax((1, 2, 3)) <= 5e-6 * scale).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "name"),
     [
         ({}, {"padding": 1}, "winograd"),
         ({"c": 3}, {"padding": 1}, "direct"),
-        ({"k": 8}, {"padding": 1}, "direct"),
         ({"h": 4, "w": 4}, {}, "direct"),  # 2 x 2 outputs: nothing is saved
-        ({}, {"padding": 1, "stride": 2}, "direct"),
-        ({}, {"padding": 1, "pool_size": 3}, "direct"),
+        ({}, {"padding": 1, "stride": 3}, "direct"),
+        ({}, {"padding": 1, "dilation": 2}, "direct"),
+        ({}, {"padding": 1, "pool_size": 3}, "winograd"),
+        ({"r": 1}, {}, "direct"),
+        ({"r": 5, "c": 64, "k": 64}, {"padding": 2}, "winograd"),
+        ({"c": 3, "k": 64, "h": 64, "w": 64, "r": 7}, {"padding": 3, "stride": 2}, "winograd"),
         ({"dtype": torch.float64}, {"padding": 1}, "direct"),
         ({}, {"padding": 1, "algorithm": "direct"}, "direct"),
         ({"c": 3}, {"padding": 1, "algorithm": "winograd"}, "winograd"),
@@ -121,11 +236,22 @@ def test_route(shape, options, name):
     assert imgfast.dispatch_info(*tensors, **options).name == name
 
 
+def test_route_of_gradients():
+    tensors = [t.requires_grad_() for t in normal(c=64, k=64, h=32, w=32)]
+    dense = imgfast.dispatch_info(*tensors, padding=1, pool="none")
+    assert dense.winograd == EVERY_PASS
+    assert "gradient of x: Winograd F(4x4, 3x3), of weight: Winograd F(4x4, 3x3)" in dense.reason
+    sparse = imgfast.dispatch_info(*tensors, padding=1, pool_size=4)
+    assert Winograd.WEIGHT not in sparse.winograd and "of weight: sparse" in sparse.reason
+    direct = imgfast.dispatch_info(*tensors, padding=1, algorithm="direct")
+    assert direct.winograd == 0
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"stride": 2}, "3 x 3 filters of stride 1"),
-        ({"pool_size": 3}, "whole 2 x 2 windows"),
+        ({"stride": 3}, "strides of 1 or 2"),
+        ({"dilation": 2}, "without dilation"),
         ({"padding": 0, "ceil_mode": True}, None),
     ],
 )
@@ -136,6 +262,6 @@ def test_asking_in_vain_raises(options, text):
         return
     with pytest.raises(RuntimeError, match=f"algorithm='winograd' has no kernel here: .*{text}"):
         imgfast.conv_relu_pool(*tensors, algorithm="winograd", **options)
-    geometry = spec_of(*_bind(**options)).geometry(tensors[1].shape, "winograd")
+    geometry = spec_of(*_bind(**options)).geometry(tensors[1].shape, Winograd.FORWARD)
     with pytest.raises(RuntimeError, match="Winograd needs"):
         torch.ops.imgfast.conv_relu_pool(*tensors, geometry, False)

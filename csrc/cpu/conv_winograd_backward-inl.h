@@ -1,0 +1,339 @@
+// Gradients of conv_relu_pool by Winograd's algorithm (winograd-inl.h), for unit stride.
+//
+// The gradient at the convolution's output is expanded a few rows at a time. The input gradient is
+// a convolution of it with the filters turned around; the weight gradient a convolution of x with
+// it, whose 36 products add up over all tiles before they are transformed.
+#pragma once
+
+#include "conv_winograd_forward-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+// --- input gradient: a unit is a group and a number of rows of tiles, counted through all images
+// --
+
+template <class X, int kTaps>
+struct WinogradInputPlan {
+  using T = typename X::T;
+  static constexpr int kOutputs = kPoints + 1 - kTaps;
+  static constexpr int kBlock = 2 * X::kLanes;
+  static constexpr int64_t kInputBytes = 1 << 20;
+  static constexpr int64_t kUnitsPerThread = 4;
+
+  int64_t C, K, filters;  // per group; filters is C rounded up to whole vectors
+  int64_t tiles, tile_rows, unit_rows, units;
+  int64_t v_plane, m_plane;
+
+  explicit WinogradInputPlan(const ConvBackwardArgs& a) {
+    const ConvReLUPoolParams& p = *a.params;
+    C = p.C / p.groups;
+    K = p.K / p.groups;
+    filters = round_up(C, X::kLanes);
+    tiles = ceil_div(p.W, kOutputs);
+    tile_rows = p.N * ceil_div(p.H, kOutputs);
+    const int64_t fitting = kInputBytes / (kPlanes * K * static_cast<int64_t>(sizeof(T)));
+    unit_rows = max_of(1, min_of(max_of(fitting, kBatchTiles / 4), kBatchTiles) / tiles);
+    while (unit_rows > 1 && a.threads > 1 &&
+           p.groups * ceil_div(tile_rows, unit_rows) < kUnitsPerThread * a.threads) {
+      unit_rows = (unit_rows + 1) / 2;
+    }
+    unit_rows = min_of(unit_rows, tile_rows);
+    units = p.groups * ceil_div(tile_rows, unit_rows);
+    v_plane = plane_size(unit_rows * tiles * K);
+    m_plane = plane_size(unit_rows * tiles * kBlock);
+  }
+
+  int64_t group_size() const { return kPlanes * K * filters; }
+};
+
+template <class X, int kTaps>
+struct WinogradInputScratch {
+  using T = typename X::T;
+  using Plan = WinogradInputPlan<X, kTaps>;
+
+  Arena arena;
+  GradientStrip<X> gradient;
+  T *v, *m, *out;  // out: [kOutputs][W][block]
+
+  WinogradInputScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
+      : arena{static_cast<char*>(base)},
+        gradient(arena, p, kPoints, Plan::kOutputs * (plan.tiles - 1) + kPoints) {
+    v = arena.take<T>(kPlanes * plan.v_plane);
+    m = arena.take<T>(kPlanes * plan.m_plane);
+    out = arena.take<T>(Plan::kOutputs * p.W * Plan::kBlock);
+  }
+};
+
+static int64_t winograd_input_pack_size(const ConvBackwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    using X = decltype(x);
+    return a.params->groups * WinogradInputPlan<X, decltype(taps)::kValue>(a).group_size() *
+           static_cast<int64_t>(sizeof(typename X::T));
+  });
+}
+
+static int64_t winograd_input_scratch(const ConvBackwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    constexpr int kTaps = decltype(taps)::kValue;
+    const WinogradInputPlan<decltype(x), kTaps> plan(a);
+    return WinogradInputScratch<decltype(x), kTaps>(*a.params, plan, nullptr).arena.used;
+  });
+}
+
+static int64_t winograd_input_units(const ConvBackwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    return WinogradInputPlan<decltype(x), decltype(taps)::kValue>(a).units;
+  });
+}
+
+// U of the filters turned around, from filter to channel.
+static void winograd_input_pack(const ConvBackwardArgs& a) {
+  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    constexpr int kTaps = decltype(taps)::kValue;
+    const ConvReLUPoolParams& p = *a.params;
+    const WinogradInputPlan<X, kTaps> plan(a);
+    const int64_t* stride = a.weight.stride;
+    for (int64_t g = 0; g < p.groups; g++) {
+      const View4 turned = {at<IO>(a.weight, g * plan.K, 0, p.R - 1, p.S - 1),
+                            {stride[1], stride[0], -stride[2], -stride[3]}};
+      transform_filters<X, kTaps, IO>(
+          turned, plan.C, plan.K, p.R, p.S, 1, plan.kBlock,
+          static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size());
+    }
+  });
+}
+
+static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_t unit_end,
+                           void* base) {
+  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    constexpr int kTaps = decltype(taps)::kValue;
+    constexpr int kOutputs = kPoints + 1 - kTaps;
+    const ConvReLUPoolParams& p = *a.params;
+    const WinogradInputPlan<X, kTaps> plan(a);
+    const WinogradInputScratch<X, kTaps> s(p, plan, base);
+    const Reduction reduction{1, 0, 1, 0, plan.K, 0, plan.K};
+    const int64_t image_rows = plan.tile_rows / p.N;
+    for (int64_t unit = unit_begin; unit < unit_end; unit++) {
+      const int64_t g = unit % p.groups, first = unit / p.groups * plan.unit_rows;
+      const int64_t rows = min_of(plan.unit_rows, plan.tile_rows - first);
+      for (int64_t i = 0; i < rows; i++) {
+        const int64_t n = (first + i) / image_rows, h0 = (first + i) % image_rows * kOutputs;
+        s.gradient.template expand<IO>(a, n, g, h0 + p.padding_h - (p.R - 1), kPoints,
+                                       p.padding_w - (p.S - 1));
+        for (int64_t t = 0; t < plan.tiles; t++) {
+          transform_input<X>(s.gradient.strip + kOutputs * t * plan.K, s.gradient.width * plan.K,
+                             plan.K, plan.K, s.v + (i * plan.tiles + t) * plan.K, plan.v_plane);
+        }
+      }
+      const auto* weight =
+          static_cast<const typename X::T*>(a.packed_weight) + g * plan.group_size();
+      for_each_block<X>(plan.filters, [&](auto vectors, int64_t c0) {
+        constexpr int NV = decltype(vectors)::kValue;
+        constexpr int64_t lanes = NV * X::kLanes;
+        multiply<X, NV>(reduction, s.v, plan.v_plane, weight + c0 * kPlanes * plan.K,
+                        plan.K * lanes, rows * plan.tiles, false, s.m, plan.m_plane);
+        for (int64_t i = 0; i < rows; i++) {
+          const int64_t n = (first + i) / image_rows, h0 = (first + i) % image_rows * kOutputs;
+          const int64_t count = min_of(kOutputs, p.H - h0);
+          for (int64_t t = 0; t < plan.tiles; t++) {
+            const int64_t cols = min_of(kOutputs, p.W - kOutputs * t);
+            for (int v = 0; v < NV; v++) {
+              typename X::V o[kOutputs][kOutputs];
+              transform_output<X>(s.m + (i * plan.tiles + t) * lanes + v * X::kLanes, plan.m_plane,
+                                  o);
+              for (int64_t r = 0; r < count; r++) {
+                typename X::T* to = s.out + (r * p.W + kOutputs * t) * lanes + v * X::kLanes;
+                for (int64_t j = 0; j < cols; j++) X::store(to + j * lanes, o[r][j]);
+              }
+            }
+          }
+          for (int64_t r = 0; r < count; r++) {
+            copy_matrix<X>(s.out + r * p.W * lanes, lanes, 1,
+                           at<IO>(a.grad_x, n, g * plan.C + c0, h0 + r, 0), a.grad_x.stride[3],
+                           a.grad_x.stride[1], p.W, min_of(lanes, plan.C - c0));
+          }
+        }
+      });
+    }
+  });
+}
+
+// --- weight gradient: rows of tiles of the convolution's output, counted through all images
+// -------
+
+template <class X, int kTaps>
+struct WinogradWeightPlan {
+  using T = typename X::T;
+  static constexpr int kOutputs = kPoints + 1 - kTaps;
+  static constexpr int kBlock = 2 * X::kLanes;
+  static constexpr int64_t kInputBytes = 1 << 20;
+
+  int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
+  int64_t tiles, tile_rows, batch_rows, batch_tiles;
+  int64_t v_plane, w_plane;
+
+  explicit WinogradWeightPlan(const ConvReLUPoolParams& p) {
+    C = p.C / p.groups;
+    K = p.K / p.groups;
+    filters = round_up(K, X::kLanes);
+    tiles = ceil_div(p.Q, kOutputs);
+    tile_rows = p.N * ceil_div(p.P, kOutputs);
+    const int64_t fitting =
+        kInputBytes / (kPlanes * (C + filters) * static_cast<int64_t>(sizeof(T)));
+    batch_rows = max_of(1, min_of(max_of(fitting, kBatchTiles / 2), 2 * kBatchTiles) / tiles);
+    batch_rows = min_of(batch_rows, tile_rows);
+    batch_tiles = batch_rows * tiles;
+    v_plane = plane_size(batch_tiles * C);
+    w_plane = plane_size(batch_tiles * filters);
+  }
+
+  // Sums of a group, [filter block][36][C][lanes].
+  int64_t group_size() const { return kPlanes * C * filters; }
+};
+
+template <class X, int kTaps>
+struct WinogradWeightScratch {
+  using T = typename X::T;
+  using Plan = WinogradWeightPlan<X, kTaps>;
+
+  Arena arena;
+  ImageTiles<X, kTaps> image;
+  GradientStrip<X> gradient;
+  T *v, *w;  // [36][tiles][C], [36][filter block][tiles][lanes]
+
+  WinogradWeightScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
+      : arena{static_cast<char*>(base)},
+        image(arena, p, plan.tiles),
+        gradient(arena, p, Plan::kOutputs, Plan::kOutputs * plan.tiles) {
+    v = arena.take<T>(kPlanes * plan.v_plane);
+    w = arena.take<T>(kPlanes * plan.w_plane);
+  }
+};
+
+static int64_t winograd_weight_partial_size(const ConvBackwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    using X = decltype(x);
+    return a.params->groups *
+           WinogradWeightPlan<X, decltype(taps)::kValue>(*a.params).group_size() *
+           static_cast<int64_t>(sizeof(typename X::T));
+  });
+}
+
+static int64_t winograd_weight_scratch(const ConvBackwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    constexpr int kTaps = decltype(taps)::kValue;
+    const WinogradWeightPlan<decltype(x), kTaps> plan(*a.params);
+    return WinogradWeightScratch<decltype(x), kTaps>(*a.params, plan, nullptr).arena.used;
+  });
+}
+
+static int64_t winograd_weight_rows(const ConvBackwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    return WinogradWeightPlan<decltype(x), decltype(taps)::kValue>(*a.params).tile_rows;
+  });
+}
+
+static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
+                            int64_t slot, void* base) {
+  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    using T = typename X::T;
+    constexpr int kTaps = decltype(taps)::kValue;
+    constexpr int kOutputs = kPoints + 1 - kTaps;
+    const ConvReLUPoolParams& p = *a.params;
+    const WinogradWeightPlan<X, kTaps> plan(p);
+    const WinogradWeightScratch<X, kTaps> s(p, plan, base);
+    const int64_t image_rows = plan.tile_rows / p.N;
+    T* sums = static_cast<T*>(a.partial_weight) + slot * p.groups * plan.group_size();
+    T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
+    for (int64_t row = row_begin; row < row_end; row += plan.batch_rows) {
+      const int64_t rows = min_of(plan.batch_rows, row_end - row), tiles = rows * plan.tiles;
+      for (int64_t g = 0; g < p.groups; g++) {
+        for (int64_t i = 0; i < rows; i++) {
+          const int64_t n = (row + i) / image_rows, p0 = (row + i) % image_rows * kOutputs;
+          s.image.template transform_row<IO>(a.x, n, g, p0, s.v + i * plan.tiles * plan.C,
+                                             plan.v_plane);
+          s.gradient.template expand<IO>(a, n, g, p0, kOutputs, 0);
+          if (bias) {
+            add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K,
+                                 bias + g * plan.K);
+          }
+          for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+            constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
+            for (int64_t t = 0; t < plan.tiles; t++) {
+              for (int64_t k = 0; k < kLanes; k += X::kLanes) {
+                const T* from = s.gradient.strip + kOutputs * t * plan.K + k0 + k;
+                T* to = s.w + k0 * tiles + (i * plan.tiles + t) * kLanes + k;
+                const int64_t row = s.gradient.width * plan.K, left = plan.K - k0 - k;
+                if (left >= X::kLanes) {
+                  transform_filter<X, kOutputs, true>(from, row, plan.K, kOutputs, kOutputs,
+                                                      X::kLanes, to, plan.w_plane);
+                } else {
+                  transform_filter<X, kOutputs, false>(from, row, plan.K, kOutputs, kOutputs,
+                                                       static_cast<int>(max_of(0, left)), to,
+                                                       plan.w_plane);
+                }
+              }
+            }
+          });
+        }
+        const Reduction reduction{1, 0, 1, 0, tiles, 0, 1, plan.C};
+        for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+          constexpr int NV = decltype(vectors)::kValue;
+          multiply<X, NV>(reduction, s.v, plan.v_plane, s.w + k0 * tiles, plan.w_plane, plan.C,
+                          true, sums + g * plan.group_size() + k0 * kPlanes * plan.C,
+                          plan.C * NV * X::kLanes);
+        });
+      }
+    }
+  });
+}
+
+// Adds the slots in their order, and transforms the sums to taps.
+static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
+  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    using T = typename X::T;
+    constexpr int kTaps = decltype(taps)::kValue;
+    const ConvReLUPoolParams& p = *a.params;
+    const WinogradWeightPlan<X, kTaps> plan(p);
+    const int64_t slot_size = p.groups * plan.group_size();
+    for (int64_t g = 0; g < p.groups; g++) {
+      T* sums = static_cast<T*>(a.partial_weight) + g * plan.group_size();
+      for (int64_t slot = 1; slot < slots; slot++) {
+        const T* from = sums + slot * slot_size;
+        for (int64_t i = 0; i < plan.group_size(); i += X::kLanes) {
+          X::store(sums + i, X::add(X::load(sums + i), X::load(from + i)));
+        }
+      }
+      for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+        constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
+        for (int64_t c = 0; c < plan.C; c++) {
+          for (int64_t k = 0; k < kLanes; k += X::kLanes) {
+            typename X::V o[kTaps][kTaps];
+            transform_output<X>(sums + (k0 * kPlanes * plan.C + c * kLanes) + k, plan.C * kLanes,
+                                o);
+            const int64_t valid = min_of(X::kLanes, plan.K - k0 - k);
+            for (int64_t r = 0; r < p.R && valid > 0; r++) {
+              for (int64_t t = 0; t < p.S; t++) {
+                T row[X::kLanes];
+                X::store(row, o[r][t]);
+                copy_matrix<X>(row, 1, 1, at<IO>(a.grad_weight, g * plan.K + k0 + k, c, r, t),
+                               a.grad_weight.stride[0], 1, valid, 1);
+              }
+            }
+          }
+        }
+      });
+    }
+    reduce_bias_gradient<X, IO>(a, slots);
+  });
+}
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

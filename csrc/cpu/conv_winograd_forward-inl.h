@@ -1,0 +1,316 @@
+// Forward of conv_relu_pool by Winograd's algorithm (winograd-inl.h), fused with bias, activation
+// and pool: neither the transformed input nor the convolution's output ever leaves the cache.
+//
+// Work is cut into bands, a few pooled rows of an image that rows of tiles cover. 2 x 2 windows
+// that tiles hold whole are pooled in registers, as is no pool at all; other windows are pooled
+// from a band's convolution rows. A unit of work is a group and a number of bands, counted through
+// all images: its tiles are transformed into V [36][tiles][channels]; then for one block of filters
+// after the other, 36 small matrix products with U [36][channels][lanes] give M [36][tiles][lanes],
+// which is transformed, pooled and stored while it is warm.
+#pragma once
+
+#include "conv_pool-inl.h"
+#include "winograd_tiles-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+template <class X, int kTaps>
+struct WinogradForwardPlan {
+  using T = typename X::T;
+  static constexpr int kOutputs = kPoints + 1 - kTaps;
+  static constexpr int kBlock = 2 * X::kLanes;
+  static constexpr int64_t kInputBytes = 1 << 20;  // of a unit's V
+  static constexpr int64_t kRowBytes = 256 << 10;  // of a band's convolution rows
+  static constexpr int64_t kUnitsPerThread = 4;    // so that the last ones finish together
+
+  int64_t K, channels, filters;  // per group; filters is K rounded up to whole vectors
+  int64_t span_h;                // convolution rows under one pooled row
+  bool in_tile, unpooled;        // neither: windows are pooled from convolution rows
+  int64_t tiles;                 // of a row of tiles
+  int64_t band_rows, band_tiles,
+      bands;  // pooled rows and rows of tiles of a band; bands of an image
+  int64_t unit_bands, units;
+  int64_t batch_rows;        // rows of tiles of one product
+  int64_t v_plane, m_plane;  // elements from one of the 36 points to the next
+
+  explicit WinogradForwardPlan(const ConvForwardArgs& a) {
+    const ConvReLUPoolParams& p = *a.params;
+    K = p.K / p.groups;
+    channels = p.C / p.groups * p.stride_h * p.stride_w;
+    filters = round_up(K, X::kLanes);
+    span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
+    unpooled = p.pool == Pool::kNone;
+    in_tile = !unpooled && kOutputs % 2 == 0 && whole_2x2_windows(p);
+    tiles = ceil_div(in_tile ? 2 * p.PW : p.Q, kOutputs);
+    if (in_tile || unpooled) {
+      band_rows = in_tile ? kOutputs / 2 : kOutputs;
+      band_tiles = 1;
+    } else {
+      choose_band(p);
+    }
+    bands = ceil_div(p.PH, band_rows);
+    // Many tiles share one reading of the transformed filters, if they leave the threads enough
+    // units and fit the cache.
+    const int64_t fitting = kInputBytes / (kPlanes * channels * static_cast<int64_t>(sizeof(T)));
+    const int64_t wanted = min_of(max_of(fitting, kBatchTiles / 4), kBatchTiles);
+    unit_bands = max_of(1, wanted / (tiles * band_tiles));
+    while (unit_bands > 1 && a.threads > 1 &&
+           p.groups * ceil_div(p.N * bands, unit_bands) < kUnitsPerThread * a.threads) {
+      unit_bands = (unit_bands + 1) / 2;
+    }
+    unit_bands = min_of(unit_bands, p.N * bands);
+    units = p.groups * ceil_div(p.N * bands, unit_bands);
+    batch_rows = min_of(max_of(1, kBatchTiles / tiles), unit_bands * band_tiles);
+    v_plane = plane_size(unit_bands * band_tiles * tiles * channels);
+    m_plane = plane_size(batch_rows * tiles * kBlock);
+  }
+
+  int64_t weight_size() const { return kPlanes * channels * filters; }
+  int64_t group_size() const { return weight_size() + filters; }
+
+  // As many pooled rows as waste the least of their rows of tiles.
+  void choose_band(const ConvReLUPoolParams& p) {
+    double best = 0;
+    for (int64_t n = 1;; n++) {
+      const int64_t room = n * kOutputs - span_h;
+      const int64_t rows = room < 0 ? 0 : min_of(room / p.pool_stride_h + 1, p.PH);
+      const double used = static_cast<double>(rows) / static_cast<double>(n);
+      if (used > best * 1.02) {
+        best = used;
+        band_rows = rows;
+        band_tiles = n;
+      }
+      const int64_t next = (n + 1) * kOutputs * p.Q * kBlock * static_cast<int64_t>(sizeof(T));
+      if (best > 0 && (rows == p.PH || next > kRowBytes)) return;
+    }
+  }
+};
+
+// A row of tiles of a unit: its image, its first convolution row, and the pooled rows of its band.
+struct TileRow {
+  int64_t n, row, ph0, ph1;
+  bool last;  // of its band
+};
+
+template <class X, int kTaps>
+struct WinogradForwardScratch {
+  using T = typename X::T;
+  using Plan = WinogradForwardPlan<X, kTaps>;
+
+  Arena arena;
+  ImageTiles<X, kTaps> image;
+  T *v, *m;
+  T* conv;  // convolution rows of a band, [rows][Q][block]; row h in slot h % slots
+  T* out;   // rows of results, [rows][PW][block]
+  TileRow* rows;
+  int64_t slots;
+
+  WinogradForwardScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
+      : arena{static_cast<char*>(base)}, image(arena, p, plan.tiles) {
+    v = arena.take<T>(kPlanes * plan.v_plane);
+    m = arena.take<T>(kPlanes * plan.m_plane);
+    slots = plan.band_tiles * plan.kOutputs;
+    const bool in_registers = plan.in_tile || plan.unpooled;
+    conv = arena.take<T>(in_registers ? 0 : slots * p.Q * plan.kBlock);
+    out = arena.take<T>((in_registers ? plan.band_rows : 1) * p.PW * plan.kBlock);
+    rows = arena.take<TileRow>(plan.unit_bands * plan.band_tiles);
+  }
+};
+
+// Calls function(compute type, storage type, taps) for what Winograd's kernels are made for.
+template <class Function>
+static inline auto with_winograd(DType dtype, const ConvReLUPoolParams& p, Function function) {
+  return with_float(dtype, [&](auto x, auto io) {
+    return with_taps(winograd_taps(p), [&](auto taps) { return function(x, io, taps); });
+  });
+}
+
+static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    using X = decltype(x);
+    const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
+    return a.params->groups * plan.group_size() * static_cast<int64_t>(sizeof(typename X::T));
+  });
+}
+
+static int64_t winograd_forward_scratch(const ConvForwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    constexpr int kTaps = decltype(taps)::kValue;
+    using X = decltype(x);
+    const WinogradForwardPlan<X, kTaps> plan(a);
+    return WinogradForwardScratch<X, kTaps>(*a.params, plan, nullptr).arena.used;
+  });
+}
+
+static int64_t winograd_forward_units(const ConvForwardArgs& a) {
+  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+    return WinogradForwardPlan<decltype(x), decltype(taps)::kValue>(a).units;
+  });
+}
+
+// Per group: U, then the bias, padded with zero filters.
+static void winograd_forward_pack(const ConvForwardArgs& a) {
+  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    const ConvReLUPoolParams& p = *a.params;
+    const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
+    for (int64_t g = 0; g < p.groups; g++) {
+      auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
+      View4 weight = a.weight;
+      weight.data = at<IO>(a.weight, g * plan.K, 0, 0, 0);
+      transform_filters<X, decltype(taps)::kValue, IO>(weight, plan.K, p.C / p.groups, p.R, p.S,
+                                                       p.stride_h, plan.kBlock, out);
+      out += plan.weight_size();
+      fill_zero(out, plan.filters);
+      if (a.bias) copy_into<X>(static_cast<const IO*>(a.bias) + g * plan.K, out, plan.K);
+    }
+  });
+}
+
+// Transforms, pools in registers or not at all, and writes one row of tiles of one block of
+// filters.
+template <class X, class IO, int NV, int kTaps>
+static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardPlan<X, kTaps>& plan,
+                                const WinogradForwardScratch<X, kTaps>& s, const TileRow& at_row,
+                                const typename X::T* m, int64_t k, RowSink<X> sink) {
+  constexpr int kOutputs = kPoints + 1 - kTaps;
+  const ConvReLUPoolParams& p = *a.params;
+  const int64_t lanes = NV * X::kLanes, per_tile = plan.in_tile ? kOutputs / 2 : kOutputs;
+  const int64_t rows = at_row.ph1 - at_row.ph0;
+  sink.lanes = lanes;
+  RowSink<X> sinks[kOutputs];
+  for (int64_t i = 0; i < rows; i++) {
+    sinks[i] = sink;
+    sinks[i].row = s.out + i * p.PW * lanes;
+    sinks[i].codes =
+        a.codes ? a.codes + (at_row.n * p.PH + at_row.ph0 + i) * p.PW * p.K + k : nullptr;
+  }
+  for (int64_t t = 0; t < plan.tiles; t++) {
+    const int64_t col0 = per_tile * t, cols = min_of(per_tile, p.PW - col0);
+    for (int v = 0; v < NV; v++) {
+      typename X::V o[kOutputs][kOutputs];
+      transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
+      for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < cols; j++) {
+          if (plan.in_tile) {
+            typename X::V window[4] = {o[2 * i][2 * j], o[2 * i][2 * j + 1], o[2 * i + 1][2 * j],
+                                       o[2 * i + 1][2 * j + 1]};
+            pool_window(p.pool, sinks[i], window, col0 + j, v);
+          } else {
+            auto value = o[i][j];
+            if (sink.activate_first) value = sink.activated(value, v);
+            sinks[i].put(col0 + j, v, value, X::zero());
+          }
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; i++) {
+    copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, at_row.n, k, at_row.ph0 + i, 0),
+                   a.y.stride[3], a.y.stride[1], p.PW, sink.valid);
+  }
+}
+
+// Transforms one row of tiles into convolution rows; after a band's last one, pools and writes
+// them.
+template <class X, class IO, int NV, int kTaps>
+static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X, kTaps>& plan,
+                           const WinogradForwardScratch<X, kTaps>& s, const TileRow& at_row,
+                           const typename X::T* m, int64_t k, RowSink<X> sink) {
+  constexpr int kOutputs = kPoints + 1 - kTaps;
+  const ConvReLUPoolParams& p = *a.params;
+  const int64_t lanes = NV * X::kLanes;
+  const int64_t rows = min_of(kOutputs, p.P - at_row.row);
+  sink.lanes = lanes;
+  sink.row = s.out;
+  for (int64_t t = 0; t < plan.tiles; t++) {
+    const int64_t col0 = kOutputs * t, cols = min_of(kOutputs, p.Q - col0);
+    for (int v = 0; v < NV; v++) {
+      typename X::V o[kOutputs][kOutputs];
+      transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
+      for (int64_t i = 0; i < rows; i++) {
+        typename X::T* to = s.conv + ((at_row.row + i) % s.slots * p.Q + col0) * lanes;
+        for (int64_t j = 0; j < cols; j++) {
+          auto value = o[i][j];
+          if (sink.activate_first) value = sink.activated(value, v);
+          X::store(to + j * lanes + v * X::kLanes, value);
+        }
+      }
+    }
+  }
+  for (int64_t ph = at_row.ph0; at_row.last && ph < at_row.ph1; ph++) {
+    sink.codes = a.codes ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
+    pool_row<X, NV>(p, s.conv, s.slots, ph, sink);
+    copy_matrix<X>(s.out, lanes, 1, at<IO>(a.y, at_row.n, k, ph, 0), a.y.stride[3], a.y.stride[1],
+                   p.PW, sink.valid);
+  }
+}
+
+// The rows of tiles of bands [first, first + count).
+template <class X, int kTaps>
+static int64_t list_rows(const ConvReLUPoolParams& p, const WinogradForwardPlan<X, kTaps>& plan,
+                         int64_t first, int64_t count, TileRow* rows) {
+  int64_t n = 0;
+  for (int64_t band = first; band < first + count; band++) {
+    const int64_t ph0 = band % plan.bands * plan.band_rows;
+    const int64_t ph1 = min_of(ph0 + plan.band_rows, p.PH);
+    const int64_t begin = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
+    const int64_t end = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
+    for (int64_t row = begin; row < end; row += plan.kOutputs) {
+      rows[n++] = {band / plan.bands, row, ph0, ph1, row + plan.kOutputs >= end};
+    }
+  }
+  return n;
+}
+
+static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
+                             void* base) {
+  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+    using X = decltype(x);
+    using IO = decltype(io);
+    constexpr int kTaps = decltype(taps)::kValue;
+    const ConvReLUPoolParams& p = *a.params;
+    const WinogradForwardPlan<X, kTaps> plan(a);
+    const WinogradForwardScratch<X, kTaps> s(p, plan, base);
+    const Reduction reduction{1, 0, 1, 0, plan.channels, 0, plan.channels};
+    for (int64_t unit = unit_begin; unit < unit_end; unit++) {
+      const int64_t g = unit % p.groups, first = unit / p.groups * plan.unit_bands;
+      const int64_t count =
+          list_rows(p, plan, first, min_of(plan.unit_bands, p.N * plan.bands - first), s.rows);
+      for (int64_t i = 0; i < count; i++) {
+        s.image.template transform_row<IO>(a.x, s.rows[i].n, g, s.rows[i].row,
+                                           s.v + i * plan.tiles * plan.channels, plan.v_plane);
+      }
+      const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
+      for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+        constexpr int NV = decltype(vectors)::kValue;
+        const int64_t lanes = NV * X::kLanes, k = g * plan.K + k0;
+        const RowSink<X> sink{nullptr,
+                              nullptr,
+                              p.K,
+                              0,
+                              min_of(plan.kBlock, plan.K - k0),
+                              weight + plan.weight_size() + k0,
+                              p.activation,
+                              activates_first(p)};
+        for (int64_t i = 0; i < count; i += plan.batch_rows) {
+          const int64_t rows = min_of(plan.batch_rows, count - i);
+          multiply<X, NV>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
+                          weight + k0 * kPlanes * plan.channels, plan.channels * lanes,
+                          rows * plan.tiles, false, s.m, plan.m_plane);
+          for (int64_t j = 0; j < rows; j++) {
+            const auto* m = s.m + j * plan.tiles * lanes;
+            if (plan.in_tile || plan.unpooled) {
+              finish_in_registers<X, IO, NV>(a, plan, s, s.rows[i + j], m, k, sink);
+            } else {
+              finish_in_rows<X, IO, NV>(a, plan, s, s.rows[i + j], m, k, sink);
+            }
+          }
+        }
+      });
+    }
+  });
+}
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

@@ -1,0 +1,290 @@
+// Winograd's minimal filtering with six points a dimension, the algebra of it: m outputs of r taps,
+// m + r = 7, cost 36 products in two dimensions instead of m m r r.
+//
+//   F(4x4, 3x3), F(3x3, 4x4), F(2x2, 5x5):  Y = A' [ (G g G') * (B' d B) ] A,  summed over channels
+//
+// before A. The points are 0, 1, -1, 2, -2 and infinity, for which B does not depend on m and r.
+// The weight gradient of F(m, r) is F(r, m), whose filter is the tile of output gradients.
+//
+// Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016
+// (arXiv:1509.09308), sections 4.1 to 4.3.
+#pragma once
+
+#include "conv_tile-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+inline constexpr int kPoints = 6;  // of one dimension
+inline constexpr int kPlanes = kPoints * kPoints;
+inline constexpr int64_t kBatchTiles =
+    48;  // of one product, at most, to share a reading of filters
+
+// A number as a type, to choose a template by.
+template <int N>
+struct Count {
+  static constexpr int kValue = N;
+};
+
+// Calls function(Count<taps>) for the taps that there is a transform for.
+template <class Function>
+static inline auto with_taps(int64_t taps, Function function) {
+  if (taps <= 3) return function(Count<3>{});
+  if (taps == 4) return function(Count<4>{});
+  return function(Count<5>{});
+}
+
+// Taps of one dimension of the unit-stride filters that a strided one falls into.
+static inline int64_t winograd_taps(const ConvReLUPoolParams& p) {
+  return ceil_div(max_of(p.R, p.S), p.stride_h);
+}
+
+// An odd number of cache lines, or the 36 points of a tile would share one cache set.
+static inline int64_t plane_size(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
+
+// B' d: 6 samples to 6 points.
+template <class X>
+[[gnu::always_inline]] static inline void winograd_input(const typename X::V (&d)[kPoints],
+                                                         typename X::V (&o)[kPoints]) {
+  using V = typename X::V;
+  const V two = X::set1(2), minus4 = X::set1(-4), four = X::set1(4), minus5 = X::set1(-5);
+  o[0] = X::fma(four, d[0], X::fma(minus5, d[2], d[4]));
+  const V a = X::fma(minus4, d[2], d[4]), b = X::fma(minus4, d[1], d[3]);
+  o[1] = X::add(a, b);
+  o[2] = X::sub(a, b);
+  const V e = X::sub(d[4], d[2]), f = X::mul(two, X::sub(d[3], d[1]));
+  o[3] = X::add(e, f);
+  o[4] = X::sub(e, f);
+  o[5] = X::fma(four, d[1], X::fma(minus5, d[3], d[5]));
+}
+
+// sum over the taps of one parity of point^k g[k], where scale = point^2.
+template <class X, int kTaps>
+[[gnu::always_inline]] static inline typename X::V winograd_power(const typename X::V (&g)[kTaps],
+                                                                  int parity, double scale) {
+  const int last = (kTaps - 1 - parity) / 2 * 2 + parity;
+  typename X::V sum = g[last];
+  for (int k = last - 2; k >= 0; k -= 2) {
+    sum = X::fma(X::set1(static_cast<typename X::T>(scale)), sum, g[k]);
+  }
+  return sum;
+}
+
+// G g: kTaps taps to 6 points.
+template <class X, int kTaps>
+[[gnu::always_inline]] static inline void winograd_filter(const typename X::V (&g)[kTaps],
+                                                          typename X::V (&o)[kPoints]) {
+  using V = typename X::V;
+  o[0] = X::mul(X::set1(0.25), g[0]);
+  const V even1 = X::mul(X::set1(-1.0 / 6), winograd_power<X>(g, 0, 1)),
+          odd1 = X::mul(X::set1(-1.0 / 6), winograd_power<X>(g, 1, 1));
+  o[1] = X::add(even1, odd1);
+  o[2] = X::sub(even1, odd1);
+  const V even2 = X::mul(X::set1(1.0 / 24), winograd_power<X>(g, 0, 4)),
+          odd2 = X::mul(X::set1(1.0 / 12), winograd_power<X>(g, 1, 4));
+  o[3] = X::add(even2, odd2);
+  o[4] = X::sub(even2, odd2);
+  o[5] = g[kTaps - 1];
+}
+
+// A' m: 6 points to kOutputs outputs.
+template <class X, int kOutputs>
+[[gnu::always_inline]] static inline void winograd_output(const typename X::V (&m)[kPoints],
+                                                          typename X::V (&o)[kOutputs]) {
+  using V = typename X::V;
+  const V a = X::add(m[1], m[2]), b = X::sub(m[1], m[2]), c = X::add(m[3], m[4]),
+          d = X::sub(m[3], m[4]);
+  o[0] = X::add(X::add(m[0], a), c);
+#pragma GCC unroll 4
+  for (int i = 1; i < kOutputs; i++) {
+    o[i] = X::fma(X::set1(static_cast<typename X::T>(1 << i)), i % 2 ? d : c, i % 2 ? b : a);
+  }
+  o[kOutputs - 1] = X::add(o[kOutputs - 1], m[5]);
+}
+
+// One tile's 6 x 6 inputs of one vector of channels, n of them if not kWhole, into the 36 planes of
+// v.
+template <class X, bool kWhole, class IO>
+[[gnu::always_inline]] static inline void transform_channels(const IO* in, int64_t row_step,
+                                                             int64_t col_step, int n,
+                                                             typename X::T* v, int64_t plane) {
+  using V = typename X::V;
+  V half[kPoints][kPoints];  // [column][point]
+  for (int w = 0; w < kPoints; w++) {
+    V column[kPoints];
+#pragma GCC unroll 6
+    for (int h = 0; h < kPoints; h++) {
+      const IO* from = in + h * row_step + w * col_step;
+      column[h] = kWhole ? X::load(from) : X::load(from, n);
+    }
+    winograd_input<X>(column, half[w]);
+  }
+  for (int h = 0; h < kPoints; h++) {
+    const V row[kPoints] = {half[0][h], half[1][h], half[2][h], half[3][h], half[4][h], half[5][h]};
+    V points[kPoints];
+    winograd_input<X>(row, points);
+#pragma GCC unroll 6
+    for (int w = 0; w < kPoints; w++) {
+      typename X::T* to = v + (h * kPoints + w) * plane;
+      if (kWhole) {
+        X::store(to, points[w]);
+      } else {
+        X::store(to, points[w], n);
+      }
+    }
+  }
+}
+
+template <class X, class IO>
+static void transform_input(const IO* in, int64_t row_step, int64_t col_step, int64_t channels,
+                            typename X::T* v, int64_t plane) {
+  int64_t c = 0;
+  for (; c + X::kLanes <= channels; c += X::kLanes) {
+    transform_channels<X, true>(in + c, row_step, col_step, X::kLanes, v + c, plane);
+  }
+  if (c < channels) {
+    transform_channels<X, false>(in + c, row_step, col_step, static_cast<int>(channels - c), v + c,
+                                 plane);
+  }
+}
+
+// kTaps x kTaps taps of one vector of filters, of which the first rows x cols are there (and n
+// lanes, if not kWhole), into the 36 planes of u.
+template <class X, int kTaps, bool kWhole>
+static void transform_filter(const typename X::T* taps, int64_t row_step, int64_t col_step,
+                             int rows, int cols, int n, typename X::T* u, int64_t plane) {
+  using V = typename X::V;
+  V half[kTaps][kPoints];  // [column][point]
+#pragma GCC unroll 5
+  for (int s = 0; s < kTaps; s++) {
+    V column[kTaps];
+#pragma GCC unroll 5
+    for (int r = 0; r < kTaps; r++) {
+      const typename X::T* from = taps + r * row_step + s * col_step;
+      column[r] = r >= rows || s >= cols ? X::zero() : kWhole ? X::load(from) : X::load(from, n);
+    }
+    winograd_filter<X>(column, half[s]);
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kPoints; r++) {
+    V row[kTaps], points[kPoints];
+#pragma GCC unroll 5
+    for (int s = 0; s < kTaps; s++) row[s] = half[s][r];
+    winograd_filter<X>(row, points);
+#pragma GCC unroll 6
+    for (int s = 0; s < kPoints; s++) X::store(u + (r * kPoints + s) * plane, points[s]);
+  }
+}
+
+// The kOutputs x kOutputs sums of one tile and vector of filters, from the 36 planes of m.
+template <class X, int kOutputs>
+[[gnu::always_inline]] static inline void transform_output(const typename X::T* m, int64_t plane,
+                                                           typename X::V (&o)[kOutputs][kOutputs]) {
+  using V = typename X::V;
+  V half[kPoints][kOutputs];
+  for (int h = 0; h < kPoints; h++) {
+    V row[kPoints];
+#pragma GCC unroll 6
+    for (int w = 0; w < kPoints; w++) row[w] = X::load(m + (h * kPoints + w) * plane);
+    winograd_output<X>(row, half[h]);
+  }
+#pragma GCC unroll 5
+  for (int w = 0; w < kOutputs; w++) {
+    const V column[kPoints] = {half[0][w], half[1][w], half[2][w],
+                               half[3][w], half[4][w], half[5][w]};
+    V out[kOutputs];
+    winograd_output<X>(column, out);
+#pragma GCC unroll 5
+    for (int h = 0; h < kOutputs; h++) o[h][w] = out[h];
+  }
+}
+
+// U [filter block][36][channels][lanes of the block] of `filters` filters by `channels` channels,
+// from a view [filter][channel][R][S]; the last block is padded with zero filters. A strided
+// filter falls into stride x stride filters of unit stride, whose channels follow one another.
+template <class X, int kTaps, class IO>
+static void transform_filters(const View4& weight, int64_t filters, int64_t channels, int64_t R,
+                              int64_t S, int64_t stride, int64_t block, typename X::T* out) {
+  constexpr int64_t kChannels = 16;  // at a time, in the cache of a core
+  typename X::T taps[kTaps * kTaps * kChannels * 2 * X::kLanes];
+  const int64_t depth = channels * stride * stride;
+  for (int64_t k0 = 0; k0 < filters; k0 += block) {
+    const int64_t valid = min_of(block, filters - k0), lanes = round_up(valid, X::kLanes);
+    for (int64_t part = 0; part < stride * stride; part++) {
+      const int64_t a = part / stride, b = part % stride;
+      const int64_t rows = ceil_div(R - a, stride), cols = ceil_div(S - b, stride);
+      View4 view = weight;
+      view.stride[2] *= stride;
+      view.stride[3] *= stride;
+      for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
+        const int64_t count = min_of(kChannels, channels - c0);
+        pack_filters<X>(rows, cols, view, at<const IO>(weight, k0, c0, a, b), count, valid, lanes,
+                        taps);
+        for (int64_t i = 0; i < count * lanes; i += X::kLanes) {
+          transform_filter<X, kTaps, true>(taps + i, cols * count * lanes, count * lanes,
+                                           static_cast<int>(rows), static_cast<int>(cols),
+                                           X::kLanes, out + (part * channels + c0) * lanes + i,
+                                           depth * lanes);
+        }
+      }
+    }
+    out += kPlanes * depth * lanes;
+  }
+}
+
+// TC tiles by NV vectors of filters of one of the 36 products.
+template <class X, int NV, int TC>
+static void product_tile(const Reduction& reduction, const typename X::T* v,
+                         const typename X::T* weight, bool add, typename X::T* m) {
+  Tile<X, NV, 1, TC> tile;
+  convolve_tile(reduction, v, weight, tile);
+  if (add) {
+    tile.for_each([&](auto& sum, int i) {
+      X::store(m + i * X::kLanes, X::add(X::load(m + i * X::kLanes), sum));
+    });
+  } else {
+    tile.for_each([&](auto& sum, int i) { X::store(m + i * X::kLanes, sum); });
+  }
+}
+
+template <class X, int NV>
+using ProductTile = decltype(&product_tile<X, NV, 1>);
+
+template <class X, int NV, int TC = X::kTileCols>
+static ProductTile<X, NV> product_tile_for(int64_t tiles) {
+  if constexpr (TC > 1) {
+    if (tiles < TC) return product_tile_for<X, NV, TC - 1>(tiles);
+  }
+  return product_tile<X, NV, TC>;
+}
+
+// m [36][count][lanes] (+)= v [36] * weight [36][terms][lanes], where v is read as the reduction
+// says.
+template <class X, int NV>
+static void multiply(const Reduction& reduction, const typename X::T* v, int64_t v_plane,
+                     const typename X::T* weight, int64_t weight_plane, int64_t count, bool add,
+                     typename X::T* m, int64_t m_plane) {
+  const int64_t parts = ceil_div(count, X::kTileCols);
+  for (int64_t point = 0; point < kPlanes; point++) {
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t first = count * part / parts, n = count * (part + 1) / parts - first;
+      product_tile_for<X, NV>(n)(reduction, v + point * v_plane + first * reduction.col_step,
+                                 weight + point * weight_plane, add,
+                                 m + point * m_plane + first * NV * X::kLanes);
+    }
+  }
+}
+
+// Calls function(Count<vectors>, first filter, lanes) for every block of filters.
+template <class X, class Function>
+static void for_each_block(int64_t filters, Function function) {
+  constexpr int64_t kBlock = 2 * X::kLanes;
+  for (int64_t k0 = 0; k0 < filters; k0 += kBlock) {
+    if (filters - k0 > X::kLanes) {
+      function(Count<2>{}, k0);
+    } else {
+      function(Count<1>{}, k0);
+    }
+  }
+}
+
+}  // namespace imgfast::cpu::IMGFAST_ISA

@@ -1,0 +1,155 @@
+// Where Winograd's tiles come from: rows of an image, or rows of the gradient at the convolution's
+// output. One row of tiles at a time is staged and transformed while it is in the cache.
+#pragma once
+
+#include "conv_gradient-inl.h"
+#include "winograd-inl.h"
+
+namespace imgfast::cpu::IMGFAST_ISA {
+
+// Tiles of x for F(m, kTaps). A convolution of stride 2 is a sum of four of unit stride, over the
+// even and odd rows and columns of the padded image; they are staged as further channels,
+// [odd row][odd column][C].
+template <class X, int kTaps>
+struct ImageTiles {
+  using T = typename X::T;
+  static constexpr int kOutputs = kPoints + 1 - kTaps;
+
+  const ConvReLUPoolParams& p;
+  int64_t C, stride, channels;  // of a group; channels of a tile
+  int64_t tiles, width;         // of a row; columns that they cover
+  T *strip, *line;              // [6][width][channels], [stride * width][C]
+
+  ImageTiles(Arena& arena, const ConvReLUPoolParams& p, int64_t tiles)
+      : p(p),
+        C(p.C / p.groups),
+        stride(p.stride_h),
+        channels(C * stride * stride),
+        tiles(tiles),
+        width(kOutputs * (tiles - 1) + kPoints) {
+    strip = arena.take<T>(kPoints * width * channels);
+    line = arena.take<T>(stride > 1 ? stride * width * C : 0);
+  }
+
+  // The tiles whose first output lies in convolution row `row` of image n.
+  template <class IO>
+  void transform_row(const View4& x, int64_t n, int64_t g, int64_t row, T* v, int64_t plane) const {
+    const int64_t h0 = row * stride - p.padding_h, c0 = g * C;
+    const bool in_place = stride == 1 && x.stride[1] == 1;
+    if (stride > 1) {
+      stage_strided<IO>(x, n, c0, h0);
+    } else if (!in_place) {
+      stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0, kPoints, -p.padding_w, width, C, strip);
+    }
+    for (int64_t t = 0; t < tiles; t++, v += channels) {
+      const int64_t w0 = kOutputs * t - p.padding_w;
+      if (!in_place) {
+        transform_input<X>(strip + kOutputs * t * channels, width * channels, channels, channels, v,
+                           plane);
+      } else if (h0 >= 0 && h0 + kPoints <= p.H && w0 >= 0 && w0 + kPoints <= p.W) {
+        transform_input<X>(at<const IO>(x, n, c0, h0, w0), x.stride[2], x.stride[3], C, v, plane);
+      } else {
+        stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0, kPoints, w0, kPoints, C, strip);
+        transform_input<X>(strip, kPoints * C, C, C, v, plane);
+      }
+    }
+  }
+
+  template <class IO>
+  void stage_strided(const View4& x, int64_t n, int64_t c0, int64_t h0) const {
+    const int64_t half = stride * C;  // what lies together of one row
+    for (int64_t i = 0; i < stride * kPoints; i++) {
+      stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0 + i, 1, -p.padding_w, stride * width, C, line);
+      T* to = strip + i / stride * width * channels + i % stride * half;
+      for (int64_t w = 0; w < width; w++) copy_into<X>(line + w * half, to + w * channels, half);
+    }
+  }
+};
+
+// Rows of the gradient at the convolution's output, expanded from the pooled gradient and its codes
+// into a strip that stays in the cache.
+template <class X>
+struct GradientStrip {
+  using T = typename X::T;
+
+  GradientRows<X> pooled;
+  int64_t K, width;
+  T* strip;  // [rows][width][K]
+
+  GradientStrip(Arena& arena, const ConvReLUPoolParams& p, int64_t rows, int64_t width)
+      : pooled(arena, p, p.K / p.groups, 1), K(p.K / p.groups), width(width) {
+    strip = arena.take<T>(rows * width * K);
+  }
+
+  // Rows [p0, p0 + rows) and columns [q0, q0 + width) of image n and group g; zero where there is
+  // no output.
+  template <class IO>
+  void expand(const ConvBackwardArgs& a, int64_t n, int64_t g, int64_t p0, int64_t rows,
+              int64_t q0) const {
+    const ConvReLUPoolParams& p = *a.params;
+    const int64_t span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
+    const int64_t span_w = (p.pool_w - 1) * p.pool_dilation_w + 1;
+    const bool apart = p.pool_stride_h >= span_h && p.pool_stride_w >= span_w;
+    const int64_t ph0 =
+        max_of(0, ceil_div(max_of(0, p0 + p.pool_padding_h - span_h + 1), p.pool_stride_h));
+    const int64_t ph1 =
+        min_of(p.PH, p0 + rows - 1 + p.pool_padding_h < 0
+                         ? 0
+                         : (p0 + rows - 1 + p.pool_padding_h) / p.pool_stride_h + 1);
+    fill_zero(strip, rows * width * K);
+    for (int64_t ph = ph0; ph < ph1; ph++) {
+      pooled.template stage<IO>(a, n, g * K, ph, ph + 1);
+      for (int64_t pw = 0; pw < p.PW; pw++) {
+        const T* gradient = pooled.grad + pw * K;
+        const uint8_t* codes =
+            a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + g * K : nullptr;
+        for (int64_t position = 0; position < p.pool_h * p.pool_w; position++) {
+          const int64_t h =
+              ph * p.pool_stride_h - p.pool_padding_h + position / p.pool_w * p.pool_dilation_h;
+          const int64_t w =
+              pw * p.pool_stride_w - p.pool_padding_w + position % p.pool_w * p.pool_dilation_w;
+          if (h < 0 || h >= p.P || w < 0 || w >= p.Q) continue;
+          if (h < p0 || h >= p0 + rows || w < q0 || w >= q0 + width) continue;
+          T* to = strip + ((h - p0) * width + w - q0) * K;
+          if (p.pool == Pool::kMax) {
+            add_where(gradient, codes, static_cast<int>(position), apart, to);
+          } else {
+            add_average(p, gradient, codes, static_cast<int>(position), to);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // to (+)= gradient where the code names the position.
+  void add_where(const T* gradient, const uint8_t* codes, int position, bool apart, T* to) const {
+    const auto wanted = X::set1(static_cast<T>(position)),
+               blocked = X::set1(static_cast<T>(position + kBlocked));
+    for (int64_t k = 0; k < K; k += X::kLanes) {
+      const int n = static_cast<int>(min_of(X::kLanes, K - k));
+      const auto code = X::load(codes + k, n);
+      auto value = X::blend(X::either(X::eq(code, wanted), X::eq(code, blocked)),
+                            X::load(gradient + k, n), X::zero());
+      if (!apart) value = X::add(value, X::load(to + k, n));
+      X::store(to + k, value, n);
+    }
+  }
+
+  // Averages, and no pool: a window of one position without codes.
+  void add_average(const ConvReLUPoolParams& p, const T* gradient, const uint8_t* codes,
+                   int position, T* to) const {
+    if (!codes) {
+      for (int64_t k = 0; k < K; k++) to[k] += gradient[k];
+      return;
+    }
+    const bool relu = p.activation == Activation::kReLU;
+    const T slope = p.activation == Activation::kLeakyReLU ? static_cast<T>(kLeakyReLUSlope) : 1;
+    for (int64_t k = 0; k < K; k++) {
+      const T blocked = relu ? 0 : gradient[k] * slope;
+      to[k] += codes[k] >> position & 1 ? gradient[k] : blocked;
+    }
+  }
+};
+
+}  // namespace imgfast::cpu::IMGFAST_ISA
