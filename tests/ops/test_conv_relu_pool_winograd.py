@@ -82,7 +82,7 @@ def test_units(batch, threads):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_codes_name_a_maximum(layout):
     """The convolution at the named position is the window's maximum, within the bound."""
-    x, weight, _ = normal(n=3, c=24, h=14, w=18, layout=layout)
+    x, weight, bias = normal(n=3, c=24, h=14, w=18, layout=layout)
     geometry = spec_of(*_bind(padding=1)).geometry(weight.shape, Winograd.FORWARD)
     _, codes = torch.ops.imgfast.conv_relu_pool(x, weight, bias, geometry, True)
     conv = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
