@@ -145,10 +145,10 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
               typename X::V o[kOutputs][kOutputs];
               transform_output<X>(s.m + (i * plan.tiles + t) * lanes + v * X::kLanes, plan.m_plane,
                                   o);
-              for (int64_t r = 0; r < count; r++) {
-                typename X::T* to = s.out + (r * p.W + kOutputs * t) * lanes + v * X::kLanes;
-                for (int64_t j = 0; j < cols; j++) X::store(to + j * lanes, o[r][j]);
-              }
+              typename X::T* to = s.out + kOutputs * t * lanes + v * X::kLanes;
+              for_each_output<kOutputs, kOutputs>(count, cols, [&](int64_t r, int64_t j) {
+                X::store(to + (r * p.W + j) * lanes, o[r][j]);
+              });
             }
           }
           for (int64_t r = 0; r < count; r++) {

@@ -191,18 +191,20 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
       transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
-      for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < cols; j++) {
-          if (plan.in_tile) {
+      if (plan.in_tile) {
+        if constexpr (kOutputs % 2 == 0) {
+          for_each_output<kOutputs / 2, kOutputs / 2>(rows, cols, [&](int64_t i, int64_t j) {
             typename X::V window[4] = {o[2 * i][2 * j], o[2 * i][2 * j + 1], o[2 * i + 1][2 * j],
                                        o[2 * i + 1][2 * j + 1]};
             pool_window(p.pool, sinks[i], window, col0 + j, v);
-          } else {
-            auto value = o[i][j];
-            if (sink.activate_first) value = sink.activated(value, v);
-            sinks[i].put(col0 + j, v, value, X::zero());
-          }
+          });
         }
+      } else {
+        for_each_output<kOutputs, kOutputs>(rows, cols, [&](int64_t i, int64_t j) {
+          auto value = o[i][j];
+          if (sink.activate_first) value = sink.activated(value, v);
+          sinks[i].put(col0 + j, v, value, X::zero());
+        });
       }
     }
   }
@@ -224,19 +226,20 @@ static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X
   const int64_t rows = min_of(kOutputs, p.P - at_row.row);
   sink.lanes = lanes;
   sink.row = s.out;
+  typename X::T* to[kOutputs];
+  for (int i = 0; i < kOutputs; i++) {
+    to[i] = s.conv + (at_row.row + i) % s.slots * p.Q * lanes;
+  }
   for (int64_t t = 0; t < plan.tiles; t++) {
     const int64_t col0 = kOutputs * t, cols = min_of(kOutputs, p.Q - col0);
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
       transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
-      for (int64_t i = 0; i < rows; i++) {
-        typename X::T* to = s.conv + ((at_row.row + i) % s.slots * p.Q + col0) * lanes;
-        for (int64_t j = 0; j < cols; j++) {
-          auto value = o[i][j];
-          if (sink.activate_first) value = sink.activated(value, v);
-          X::store(to + j * lanes + v * X::kLanes, value);
-        }
-      }
+      for_each_output<kOutputs, kOutputs>(rows, cols, [&](int64_t i, int64_t j) {
+        auto value = o[i][j];
+        if (sink.activate_first) value = sink.activated(value, v);
+        X::store(to[i] + (col0 + j) * lanes + v * X::kLanes, value);
+      });
     }
   }
   for (int64_t ph = at_row.ph0; at_row.last && ph < at_row.ph1; ph++) {

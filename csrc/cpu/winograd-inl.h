@@ -198,6 +198,23 @@ template <class X, int kOutputs>
   }
 }
 
+// Calls put(row, column) for the first rows x cols of kRows x kCols results in registers; all of them
+// are the common case, without a loop.
+template <int kRows, int kCols, class Put>
+[[gnu::always_inline]] static inline void for_each_output(int64_t rows, int64_t cols, Put put) {
+  if (rows == kRows && cols == kCols) {
+#pragma GCC unroll 5
+    for (int i = 0; i < kRows; i++) {
+#pragma GCC unroll 5
+      for (int j = 0; j < kCols; j++) put(i, j);
+    }
+  } else {
+    for (int64_t i = 0; i < rows; i++) {
+      for (int64_t j = 0; j < cols; j++) put(i, j);
+    }
+  }
+}
+
 // U [filter block][36][channels][lanes of the block] of `filters` filters by `channels` channels,
 // from a view [filter][channel][R][S]; the last block is padded with zero filters. A strided
 // filter falls into stride x stride filters of unit stride, whose channels follow one another.

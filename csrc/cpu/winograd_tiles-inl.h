@@ -47,10 +47,24 @@ struct ImageTiles {
         transform_input<X>(strip + kOutputs * t * channels, width * channels, channels, channels, v,
                            plane);
       } else if (h0 >= 0 && h0 + kPoints <= p.H && w0 >= 0 && w0 + kPoints <= p.W) {
+        prefetch(at<const IO>(x, n, c0, h0 + kPoints, w0), x.stride[2], x.stride[3]);
         transform_input<X>(at<const IO>(x, n, c0, h0, w0), x.stride[2], x.stride[3], C, v, plane);
       } else {
         stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0, kPoints, w0, kPoints, C, strip);
         transform_input<X>(strip, kPoints * C, C, C, v, plane);
+      }
+    }
+  }
+
+  // What the tile below reads beyond this one.
+  template <class IO>
+  void prefetch(const IO* x, int64_t row_step, int64_t col_step) const {
+    constexpr int64_t kLine = 64 / sizeof(IO);
+    for (int i = 0; i < kOutputs; i++) {
+      for (int j = 0; j < kOutputs; j++) {
+        for (int64_t c = 0; c < C; c += kLine) {
+          __builtin_prefetch(x + i * row_step + j * col_step + c, 0, 2);
+        }
       }
     }
   }
