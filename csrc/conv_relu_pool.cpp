@@ -34,10 +34,10 @@ void check_winograd(const ConvReLUPoolParams& p, ScalarType dtype) {
   const int64_t stride = p.stride_h, taps = (std::max(p.R, p.S) + stride - 1) / stride;
   const bool gradients = p.winograd & (kWinogradInput | kWinogradWeight);
   STD_TORCH_CHECK(
-      dtype != ScalarType::Double && p.stride_w == stride && stride <= (gradients ? 1 : 2) &&
+      dtype != ScalarType::Double && p.stride_w == stride && stride <= (gradients ? 1 : 4) &&
           p.dilation_h == 1 && p.dilation_w == 1 && taps >= 2 && taps <= 5,
-      "conv_relu_pool: Winograd needs 2 to 5 taps of stride 1, or in forward 3 to 10 of "
-      "stride 2, without dilation, and not float64");
+      "conv_relu_pool: Winograd needs 2 to 5 taps, times a stride of at most 4, or 1 for "
+      "gradients, without dilation, and not float64");
 }
 
 ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {

@@ -26,7 +26,7 @@ struct BackwardInputPlan {
   int64_t span_h, positions;
 
   explicit BackwardInputPlan(const ConvReLUPoolParams& p)
-      : C(p.C / p.groups), K(p.K / p.groups), taps(p, C, 16) {
+      : C(p.C / p.groups), K(p.K / p.groups), taps(p, C, 9, 9) {
     width = (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     positions = p.pool_h * p.pool_w;

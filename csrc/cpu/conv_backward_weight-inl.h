@@ -26,7 +26,7 @@ struct BackwardWeightPlan {
   int64_t span_h;
 
   explicit BackwardWeightPlan(const ConvReLUPoolParams& p)
-      : C(p.C / p.groups), K(p.K / p.groups), taps(p, C, 32) {
+      : C(p.C / p.groups), K(p.K / p.groups), taps(p, C, kVectors, 18) {
     width = (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     rows = 1;
@@ -282,7 +282,6 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
   });
 }
 
-// Adds the slots in their order, so that the result depends on their number alone.
 static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
@@ -291,21 +290,18 @@ static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots
     const ConvReLUPoolParams& p = *a.params;
     const BackwardWeightPlan<X> plan(p);
     const TapRuns<X>& taps = plan.taps;
-    const auto* weight = static_cast<const T*>(a.partial_weight);
-    const auto put = [](IO* to, T value) { X::store(to, X::set1(value), 1); };
+    T* weight = static_cast<T*>(a.partial_weight);
+    const int64_t run_size = taps.vectors * X::kLanes;
+    if (weight) add_slots<X>(weight, p.K * plan.filter_size(), slots);
     for (int64_t k = 0; k < p.K && weight; k++) {
-      for (int64_t c = 0; c < plan.C; c++) {
+      for (int64_t b = 0; b < taps.blocks; b++) {
+        const int64_t channels = min_of(taps.block, plan.C - b * taps.block);
+        const T* from = weight + k * plan.filter_size() + b * taps.padded_filter();
         for (int64_t r = 0; r < p.R; r++) {
-          for (int64_t t = 0; t < p.S; t++) {
-            const int64_t segment = p.dilation_w == 1 ? r : r * p.S + t;
-            const int64_t place = c % taps.block + (p.dilation_w == 1 ? t * taps.block : 0);
-            const T* from = weight + k * plan.filter_size() +
-                            c / taps.block * taps.padded_filter() +
-                            segment * taps.vectors * X::kLanes + place;
-            T total = 0;
-            for (int64_t i = 0; i < slots; i++) total += from[i * p.K * plan.filter_size()];
-            put(at<IO>(a.grad_weight, k, c, r, t), total);
-          }
+          const bool dilated = p.dilation_w != 1;
+          copy_matrix<X>(from + (dilated ? r * p.S : r) * run_size, dilated ? run_size : taps.block,
+                         1, at<IO>(a.grad_weight, k, b * taps.block, r, 0), a.grad_weight.stride[3],
+                         a.grad_weight.stride[1], p.S, channels);
         }
       }
     }

@@ -12,8 +12,9 @@
 namespace imgfast::cpu::IMGFAST_ISA {
 
 // How both gradients look at the taps of a filter: runs of S * block channels (one tap's channels
-// if dilated), cut into vectors. A block is all channels of a small C, or 16 or 32 of them, so that
-// what is walked at random stays in L1.
+// if dilated), cut into vectors. A block is all channels of a small C, or some multiple of 16 of
+// them, so that vectors are aligned, what is walked at random stays in L1, and a gradient's place
+// is read for as many sums as registers hold.
 template <class X>
 struct TapRuns {
   int64_t block, blocks;  // channels of a block; blocks of a group
@@ -21,9 +22,12 @@ struct TapRuns {
   int64_t vectors;        // vectors of a run, the last one padded
   int tail;               // lanes of the last one that count
 
-  TapRuns(const ConvReLUPoolParams& p, int64_t C, int64_t widest) {
-    block = C;
-    if (C >= 32) block = widest == 32 && round_up(C, 32) == round_up(C, 16) ? 32 : 16;
+  // At most `widest` times 16 channels a block, and about `sums` times 16 elements a filter's
+  // block.
+  TapRuns(const ConvReLUPoolParams& p, int64_t C, int64_t widest, int64_t sums) {
+    const int64_t sixteens = ceil_div(C, 16);
+    blocks = ceil_div(sixteens, min_of(max_of(1, sums / (p.R * p.S)), widest));
+    block = C <= 8 ? C : ceil_div(sixteens, blocks) * 16;
     blocks = ceil_div(C, block);
     const bool dilated = p.dilation_w != 1;
     segments = dilated ? p.R * p.S : p.R;
@@ -166,7 +170,18 @@ static void add_bias_gradient(const typename X::T* grad, int64_t positions, int6
   }
 }
 
-// Adds the slots in their order, so that the result depends on their number alone.
+// Adds the slots [slots][size] to the first, in their order, so that the result depends on their
+// number alone. Size is a multiple of the lanes.
+template <class X>
+static void add_slots(typename X::T* sums, int64_t size, int64_t slots) {
+  for (int64_t slot = 1; slot < slots; slot++) {
+    const typename X::T* from = sums + slot * size;
+    for (int64_t i = 0; i < size; i += X::kLanes) {
+      X::store(sums + i, X::add(X::load(sums + i), X::load(from + i)));
+    }
+  }
+}
+
 template <class X, class IO>
 static void reduce_bias_gradient(const ConvBackwardArgs& a, int64_t slots) {
   const int64_t K = a.params->K;

@@ -294,7 +294,35 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
   });
 }
 
-// Adds the slots in their order, and transforms the sums to taps.
+// Transforms the sums of some filters, a vector, and some channels, that many steps, to taps.
+template <class X, class IO, int kTaps>
+static void write_taps(const ConvBackwardArgs& a, const typename X::T* sums, int64_t plane,
+                       int64_t step, int64_t k, int64_t filters, int64_t c, int64_t channels) {
+  const ConvReLUPoolParams& p = *a.params;
+  const int64_t* stride = a.grad_weight.stride;
+  typename X::T taps[kTaps][kTaps][X::kLanes][X::kLanes];  // [r][s][channel][filter]
+  for (int64_t i = 0; i < channels; i++) {
+    typename X::V o[kTaps][kTaps];
+    transform_output<X>(sums + i * step, plane, o);
+    for (int r = 0; r < kTaps; r++) {
+      for (int t = 0; t < kTaps; t++) X::store(taps[r][t][i], o[r][t]);
+    }
+  }
+  for (int64_t r = 0; r < p.R; r++) {
+    if (stride[1] == 1) {
+      for (int64_t t = 0; t < p.S; t++) {
+        copy_matrix<X>(taps[r][t][0], X::kLanes, 1, at<IO>(a.grad_weight, k, c, r, t), stride[1],
+                       stride[0], channels, filters);
+      }
+    } else {
+      for (int64_t i = 0; i < channels; i++) {
+        copy_matrix<X>(taps[r][0][i], X::kLanes * X::kLanes, 1,
+                       at<IO>(a.grad_weight, k, c + i, r, 0), stride[3], stride[0], p.S, filters);
+      }
+    }
+  }
+}
+
 static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
   with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
     using X = decltype(x);
@@ -303,31 +331,18 @@ static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
     constexpr int kTaps = decltype(taps)::kValue;
     const ConvReLUPoolParams& p = *a.params;
     const WinogradWeightPlan<X, kTaps> plan(p);
-    const int64_t slot_size = p.groups * plan.group_size();
+    auto* partial = static_cast<T*>(a.partial_weight);
+    add_slots<X>(partial, p.groups * plan.group_size(), slots);
     for (int64_t g = 0; g < p.groups; g++) {
-      T* sums = static_cast<T*>(a.partial_weight) + g * plan.group_size();
-      for (int64_t slot = 1; slot < slots; slot++) {
-        const T* from = sums + slot * slot_size;
-        for (int64_t i = 0; i < plan.group_size(); i += X::kLanes) {
-          X::store(sums + i, X::add(X::load(sums + i), X::load(from + i)));
-        }
-      }
+      const T* sums = partial + g * plan.group_size();
       for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
         constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
-        for (int64_t c = 0; c < plan.C; c++) {
-          for (int64_t k = 0; k < kLanes; k += X::kLanes) {
-            typename X::V o[kTaps][kTaps];
-            transform_output<X>(sums + (k0 * kPlanes * plan.C + c * kLanes) + k, plan.C * kLanes,
-                                o);
-            const int64_t valid = min_of(X::kLanes, plan.K - k0 - k);
-            for (int64_t r = 0; r < p.R && valid > 0; r++) {
-              for (int64_t t = 0; t < p.S; t++) {
-                T row[X::kLanes];
-                X::store(row, o[r][t]);
-                copy_matrix<X>(row, 1, 1, at<IO>(a.grad_weight, g * plan.K + k0 + k, c, r, t),
-                               a.grad_weight.stride[0], 1, valid, 1);
-              }
-            }
+        for (int64_t k = 0; k < min_of(kLanes, plan.K - k0); k += X::kLanes) {
+          for (int64_t c = 0; c < plan.C; c += X::kLanes) {
+            write_taps<X, IO, kTaps>(a, sums + k0 * kPlanes * plan.C + c * kLanes + k,
+                                     plan.C * kLanes, kLanes, g * plan.K + k0 + k,
+                                     min_of(X::kLanes, plan.K - k0 - k), c,
+                                     min_of(X::kLanes, plan.C - c));
           }
         }
       });

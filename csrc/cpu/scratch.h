@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "huge_pages.h"
+
 namespace imgfast::cpu {
 
 class Scratch {
@@ -22,12 +24,14 @@ class Scratch {
   void* reserve(int64_t bytes) {
     if (bytes > size_ || size_ > kKept) {
       std::free(data_);
-      size_ = (bytes + 4095) / 4096 * 4096;
-      data_ = size_ ? std::aligned_alloc(4096, size_) : nullptr;
+      const int64_t page = bytes < kWorthHugePages ? 4096 : kHugePage;
+      size_ = (bytes + page - 1) / page * page;
+      data_ = size_ ? std::aligned_alloc(page, size_) : nullptr;
       if (size_ && !data_) {
         size_ = 0;
         throw std::bad_alloc();
       }
+      prefer_huge_pages(data_, size_);
     }
     return data_;
   }

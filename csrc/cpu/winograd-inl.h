@@ -1,7 +1,8 @@
 // Winograd's minimal filtering with six points a dimension, the algebra of it: m outputs of r taps,
 // m + r = 7, cost 36 products in two dimensions instead of m m r r.
 //
-//   F(4x4, 3x3), F(3x3, 4x4), F(2x2, 5x5):  Y = A' [ (G g G') * (B' d B) ] A,  summed over channels
+//   F(5x5, 2x2), F(4x4, 3x3), F(3x3, 4x4), F(2x2, 5x5):  Y = A' [ (G g G') * (B' d B) ] A,  summed
+//   over channels
 //
 // before A. The points are 0, 1, -1, 2, -2 and infinity, for which B does not depend on m and r.
 // The weight gradient of F(m, r) is F(r, m), whose filter is the tile of output gradients.
@@ -28,7 +29,8 @@ struct Count {
 // Calls function(Count<taps>) for the taps that there is a transform for.
 template <class Function>
 static inline auto with_taps(int64_t taps, Function function) {
-  if (taps <= 3) return function(Count<3>{});
+  if (taps <= 2) return function(Count<2>{});
+  if (taps == 3) return function(Count<3>{});
   if (taps == 4) return function(Count<4>{});
   return function(Count<5>{});
 }
@@ -198,8 +200,8 @@ template <class X, int kOutputs>
   }
 }
 
-// Calls put(row, column) for the first rows x cols of kRows x kCols results in registers; all of them
-// are the common case, without a loop.
+// Calls put(row, column) for the first rows x cols of kRows x kCols results in registers; all of
+// them are the common case, without a loop.
 template <int kRows, int kCols, class Put>
 [[gnu::always_inline]] static inline void for_each_output(int64_t rows, int64_t cols, Put put) {
   if (rows == kRows && cols == kCols) {

@@ -7,9 +7,9 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-// Tiles of x for F(m, kTaps). A convolution of stride 2 is a sum of four of unit stride, over the
-// even and odd rows and columns of the padded image; they are staged as further channels,
-// [odd row][odd column][C].
+// Tiles of x for F(m, kTaps). A convolution of stride s is a sum of s x s ones of unit stride, over
+// every s-th row and column of the padded image; they are staged as further channels,
+// [row % s][column % s][C].
 template <class X, int kTaps>
 struct ImageTiles {
   using T = typename X::T;

@@ -315,10 +315,10 @@ def _winograd_taps(spec, weight_shape) -> int:
 
 def _no_winograd(spec, dtype, weight_shape) -> str | None:
     stride = spec.stride[0]
-    if spec.stride != (stride, stride) or stride > 2 or spec.dilation != (1, 1):
-        return "Winograd is for strides of 1 or 2 without dilation"
+    if spec.stride != (stride, stride) or stride > 4 or spec.dilation != (1, 1):
+        return "Winograd is for strides of 1 to 4 without dilation"
     if not 2 <= _winograd_taps(spec, weight_shape) <= 5:
-        return "Winograd is for filters of 2 to 5 taps, or 3 to 10 of stride 2"
+        return "Winograd is for filters of 2 to 5 taps, times the stride"
     if dtype == torch.float64:
         return "float64 stays exact: Winograd is not"
     return None
@@ -331,7 +331,7 @@ def _winograd(spec, dtype, x_shape, weight_shape, needs_grad) -> Winograd:
     if _no_winograd(spec, dtype, weight_shape):
         return passes
     asked = spec.algorithm == "winograd"
-    costs = _Costs(spec, x_shape, weight_shape)
+    costs = _Costs(spec, x_shape, weight_shape, needs_grad)
     if asked or costs.forward():
         passes |= Winograd.FORWARD
     if needs_grad and spec.stride == (1, 1):
@@ -343,21 +343,25 @@ def _winograd(spec, dtype, x_shape, weight_shape, needs_grad) -> Winograd:
 
 
 class _Costs:
-    """Multiply-adds a lane of direct and Winograd's kernels for one image and group, transforms
-    counted as what they take of the same time."""
+    """Multiply-adds of a lane of direct and Winograd's kernels for one group, everything else
+    counted as the multiply-adds that take the same time."""
 
-    PRODUCT = 1.1  # of a multiply-add in a product of 36, against one of the direct kernel
+    PRODUCT = 1.1  # a multiply-add in a product of 36
     FROM_IMAGE, FROM_GRADIENT = 350, 400  # to transform a tile of one channel
     TO_OUTPUT, TO_ROWS = 200, 260  # of one filter, pooled in registers or in rows
-    SPARSE_INPUT, SPARSE_WEIGHT = 1.55, 1.1  # of a multiply-add in a sparse gradient
+    FILTER, SUMS = 600, 900  # to transform a filter of one channel; sums of a weight gradient to it
+    READ, BATCH = 200, 48  # to read a transformed filter of one channel, once in so many tiles
+    PACK = 25  # a tap of a direct filter
+    SPARSE_INPUT, SPARSE_WEIGHT = 1.55, 1.1  # a multiply-add in a sparse gradient
 
-    def __init__(self, spec, x_shape, weight_shape):
-        self.taps = _winograd_taps(spec, weight_shape)
-        self.outputs = 7 - max(3, self.taps)
+    def __init__(self, spec, x_shape, weight_shape, needs_grad):
+        self.images = x_shape[0] if len(x_shape) == 4 else 1
+        self.outputs = 7 - _winograd_taps(spec, weight_shape)
         self.stride = spec.stride[0]
         self.filters, self.channels = weight_shape[0] // spec.groups, weight_shape[1]
         self.area = weight_shape[2] * weight_shape[3]
         self.map = x_shape[-2:]
+        self.needs_grad = needs_grad  # else filters are packed once, and kept
         padding = spec.explicit_padding(weight_shape)
         self.conv = [
             (size + 2 * pad - tap) // self.stride + 1
@@ -367,42 +371,52 @@ class _Costs:
         self.density = 1.0  # of the gradient at the convolution's output
         if spec.pool != "none":
             windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
-            self.in_registers = windows == ((2, 2), (2, 2), (0, 0), (1, 1)) and self.outputs != 3
+            whole = windows == ((2, 2), (2, 2), (0, 0), (1, 1))
+            self.in_registers = whole and self.outputs % 2 == 0
         if spec.pool == "max":
             self.density = 1 / (spec.pool_stride[0] * spec.pool_stride[1])
 
-    def _tiles(self, sizes) -> int:
-        return -(-sizes[0] // self.outputs) * -(-sizes[1] // self.outputs)
-
     def forward(self) -> bool:
-        depth = self.channels * self.stride**2
+        depth, filters = self.channels * self.stride**2, _lanes(self.filters)
         to_output = self.TO_OUTPUT if self.in_registers else self.TO_ROWS
-        winograd = self._tiles(self.conv) * (
-            self.PRODUCT * 36 * depth * _lanes(self.filters)
-            + self.FROM_IMAGE * _lanes(depth)
-            + to_output * _lanes(self.filters)
-        )
-        direct = self.conv[0] * self.conv[1] * self.area * self.channels * _lanes(self.filters)
+        winograd = self._winograd(self.conv, depth, filters, self.FROM_IMAGE, to_output)
+        winograd += self.READ * -(-self._tiles(self.conv) // self.BATCH) * depth * filters
+        direct = self.images * self.conv[0] * self.conv[1] * self.area * self.channels * filters
+        if self.needs_grad:
+            winograd += self.FILTER * depth * filters
+            direct += self.PACK * self.area * self.channels * filters
         return winograd < 0.9 * direct
 
     def input(self) -> bool:
-        winograd = self._tiles(self.map) * (
-            self.PRODUCT * 36 * self.filters * _lanes(self.channels)
-            + self.FROM_GRADIENT * _lanes(self.filters)
-            + self.TO_OUTPUT * _lanes(self.channels)
+        channels = _lanes(self.channels)
+        winograd = self._winograd(
+            self.map, self.filters, channels, self.FROM_GRADIENT, self.TO_OUTPUT
         )
-        return winograd < self.SPARSE_INPUT * self._sparse()
+        reads = -(-self._tiles(self.map) // self.BATCH)
+        winograd += (self.FILTER + self.READ * reads) * self.filters * channels
+        pack = self.PACK * self.area * self.filters * channels
+        return winograd < self.SPARSE_INPUT * self._sparse() + pack
 
     def weight(self) -> bool:
-        winograd = self._tiles(self.conv) * (
-            self.PRODUCT * 36 * self.channels * _lanes(self.filters)
-            + self.FROM_GRADIENT * _lanes(self.filters)
-            + self.FROM_IMAGE * _lanes(self.channels)
+        filters = _lanes(self.filters)
+        winograd = self._winograd(
+            self.conv, _lanes(self.channels), filters, self.FROM_IMAGE, self.FROM_GRADIENT
         )
+        winograd += self.SUMS * self.channels * filters
         return winograd < self.SPARSE_WEIGHT * self._sparse()
 
+    def _tiles(self, sizes) -> int:
+        return self.images * -(-sizes[0] // self.outputs) * -(-sizes[1] // self.outputs)
+
+    def _winograd(self, sizes, channels, filters, of_channel, of_filter) -> float:
+        return self._tiles(sizes) * (
+            self.PRODUCT * 36 * channels * filters
+            + of_channel * _lanes(channels)
+            + of_filter * filters
+        )
+
     def _sparse(self) -> float:
-        gradients = self.density * self.conv[0] * self.conv[1] * self.filters
+        gradients = self.images * self.density * self.conv[0] * self.conv[1] * self.filters
         return gradients * self.area * _lanes(self.channels)
 
 
@@ -412,7 +426,7 @@ def _lanes(count: int) -> int:
 
 
 def _explain(spec, weight_shape, winograd, isa, needs_grad) -> str:
-    taps = max(3, _winograd_taps(spec, weight_shape))
+    taps = _winograd_taps(spec, weight_shape)
     name = f"Winograd F({7 - taps}x{7 - taps}, {taps}x{taps})"
 
     def route(flag, otherwise):
