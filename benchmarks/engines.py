@@ -1,4 +1,4 @@
-"""Inference engines as opponents: ONNX Runtime and OpenVINO, as many of them as are installed.
+"""Inference engines as opponents: ONNX Runtime and OpenVINO, where they and onnx are installed.
 
 Both get one ONNX model per row, its weights constants that they pack when they compile it, shapes
 and number of threads fixed, float32. Input and output are memory of torch's tensors, bound once:
@@ -6,27 +6,22 @@ a call copies and allocates nothing.
 """
 
 import functools
+import importlib
 
 import torch
 from conv_relu_pool_layers import Layer, input_of, pair
 
-MISSING = []  # those that cannot be imported, the model's format first
-try:
-    import onnx
-except ImportError:
-    onnx = None
-    MISSING.append("onnx")
-try:
-    import onnxruntime
-except ImportError:
-    onnxruntime = None
-    MISSING.append("onnxruntime")
-try:
-    import openvino
-    import openvino.properties
-except ImportError:
-    openvino = None
-    MISSING.append("openvino")
+
+def _imported(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+onnx, onnxruntime, openvino = map(_imported, ("onnx", "onnxruntime", "openvino"))
+ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino}
+MISSING = [name for name, engine in ENGINES.items() if None in (engine, onnx)]  # none without onnx
 
 
 def lineup(row, threads):

@@ -84,7 +84,8 @@ def main():
     facts = info.collect()
     title = f"torch {facts['torch']}, imgfast {facts['imgfast']}, ISA {facts['isa']}"
     title += f", threads={arguments.threads}"
-    note = f"MB resident in a process of its own, over {STEPS} training steps, median of {PROCESSES}; CL is channels_last."
+    note = f"MB resident over {STEPS} training steps, median of {PROCESSES} processes; "
+    note += "CL is channels_last."
     tables = [table(name, arguments.threads) for name in arguments.rows]
     path = report.save("\n\n".join([f"{title}\n{note}", *tables]) + "\n", "memory")
     print(path.read_text())
