@@ -6,8 +6,8 @@
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k "training and cifar"
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k off_grid
 
-With ``pip install -e ".[bench]"`` ONNX Runtime and OpenVINO race for inference, and matplotlib draws
-the ratios; without them the tables say who is absent.
+With ``pip install -e ".[bench]"`` ONNX Runtime and OpenVINO race for inference, and matplotlib
+draws the ratios; the tables say who is absent.
 
 A busy machine disturbs neighbours in time alike, so that the ratio of two medians of one race is
 worth more than the medians. imgfast is pytest-benchmark's own subject (its table, JSON and options
