@@ -4,6 +4,10 @@
     pytest benchmarks --benchmark-only --no-compile             without torch.compile: minutes less
     pytest benchmarks --benchmark-only --no-compile --quick     small rows, few rounds: a smoke test
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k "training and cifar"
+    taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k off_grid
+
+With ``pip install -e ".[bench]"`` ONNX Runtime and OpenVINO race for inference, and matplotlib
+draws the ratios; the tables say who is absent.
 
 A busy machine disturbs neighbours in time alike, so that the ratio of two medians of one race is
 worth more than the medians. imgfast is pytest-benchmark's own subject (its table, JSON and options
@@ -11,7 +15,8 @@ hold: --benchmark-json, --benchmark-min-rounds, --benchmark-max-time, here secon
 between its rounds the rivals take their turns, in changing order, and their medians are kept as
 extra_info. Nothing is pinned: figures of one thread want ``taskset``.
 
-The tables come last, and go to benchmarks/results/ too; see report.py.
+The tables come last, and go to benchmarks/results/ too, with a plot of the ratios; see report.py
+and plot.py. Memory is measured apart, by memory.py.
 """
 
 import gc
@@ -20,10 +25,9 @@ import os
 import random
 import statistics
 import time
-from datetime import datetime
-from pathlib import Path
 
 import opponents
+import plot
 import pytest
 import report
 import torch
@@ -31,7 +35,6 @@ import torch
 from imgfast import info
 
 MIN_TURN = 0.01  # seconds, for which short calls repeat: others' caches and threads fade
-RESULTS = Path(__file__).parent / "results"
 RACES = pytest.StashKey[list]()
 
 
@@ -39,6 +42,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("imgfast benchmarks")
     group.addoption("--threads", default="", help="numbers of threads; 1,2 if two cores are there")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
+    group.addoption(
+        "--compile-off-grid", action="store_true", help="torch.compile for rows off the grid too"
+    )
     group.addoption("--quick", action="store_true", help="a few small rows, and few rounds")
 
 
@@ -48,6 +54,7 @@ def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
     config.addinivalue_line("markers", "quick: a small row, part of --quick")
+    config.addinivalue_line("markers", "off_grid: a row beside those that kernels are tuned for")
     if config.option.benchmark_columns is None:
         config.option.benchmark_columns = ["median", "iqr", "rounds", "iterations"]
     if config.option.quick:
@@ -83,9 +90,14 @@ class Race:
 
     def __init__(self, benchmark, request, threads):
         self.benchmark, self.config, self.threads = benchmark, request.config, threads
-        self.compile = not self.config.option.no_compile
         self.op = request.module.__name__.removeprefix("bench_")
         self.task = request.function.__name__.removeprefix("bench_").replace("_", " ")
+        off_grid = request.node.get_closest_marker("off_grid") is not None
+        if off_grid:
+            self.task += " off the grid"
+        option = self.config.option
+        self.compile = not option.no_compile and (option.compile_off_grid or not off_grid)
+        self.absent = [] if self.compile else ["torch.compile (left out)"]  # from this race
 
     def __call__(self, row, contenders, *, tolerance, grad_tolerance=None):
         results = {name: call() for name, call in contenders.items()}
@@ -116,7 +128,12 @@ class Race:
             medians = {subject: self.benchmark.stats.stats.median}
             medians |= {name: statistics.median(times[name]) for name in rivals}
             self.benchmark.extra_info.update(
-                op=self.op, task=self.task, threads=self.threads, row=row, medians=medians
+                op=self.op,
+                task=self.task,
+                threads=self.threads,
+                row=row,
+                medians=medians,
+                absent=self.absent,
             )
             self.config.stash[RACES].append(self.benchmark.extra_info)
 
@@ -148,10 +165,9 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     machine = config.hook.pytest_benchmark_generate_machine_info(config=config)
     pytest_benchmark_update_machine_info(machine)
-    text = report.render(races, machine)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{datetime.now():%Y-%m-%d-%H%M%S}.md"
-    path.write_text(text)
+    path = report.save(report.render(races, machine), "races")
+    picture = plot.save(races, path.with_suffix(".png"))
     terminalreporter.section("imgfast beside stock")
-    terminalreporter.write_line(text)
-    terminalreporter.write_line(f"written to {os.path.relpath(path)}")
+    terminalreporter.write_line(path.read_text())
+    for file in filter(None, (path, picture)):
+        terminalreporter.write_line(f"written to {os.path.relpath(file)}")

@@ -1,12 +1,15 @@
 """Who races in a row: imgfast, eager torch and torch.compile, each in NCHW and in channels_last.
 
+The engines that join them for inference are in engines.py.
+
 ``CL`` in a contender's name is channels_last, of the input and of the weights.
 """
 
 import torch
 
 LAYOUTS = {" CL": torch.channels_last, "": torch.contiguous_format}  # imgfast's best first
-SIDES = ("imgfast", "eager", "compile")
+OPPONENTS = ("eager", "compile", "onnxruntime", "openvino")
+SIDES = ("imgfast", *OPPONENTS)
 
 
 def lineup(make, ours, stock, *, layouts=LAYOUTS, compiler=None):
