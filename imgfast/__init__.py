@@ -19,5 +19,9 @@ from imgfast import nn
 from imgfast.ops.conv_relu_pool import conv_relu_pool, dispatch_info
 from imgfast.ops.cross_entropy import cross_entropy
 
+# As torch.backends.cudnn.benchmark: whether conv_relu_pool times its routes the first time it meets
+# a configuration, and remembers the fastest, in place of a fixed rule. It is asked at every call.
+benchmark = False
+
 __version__ = _C.build_info()["version"]
 __all__ = ["conv_relu_pool", "cross_entropy", "dispatch_info", "nn"]

@@ -1,12 +1,15 @@
 """conv_relu_pool: convolution, bias, activation and pooling as one operator."""
 
+import functools
 import inspect
 from typing import NamedTuple
 
 import torch
 
+import imgfast
 from imgfast.ops import conv_relu_pool_autograd as autograd
-from imgfast.ops.conv_relu_pool_route import Route, Spec, choose, spec_of
+from imgfast.ops import conv_relu_pool_timing as timing
+from imgfast.ops.conv_relu_pool_route import Route, Spec, candidates, choose, spec_of
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
 _plans = {}  # what has been decided, by everything that a decision depends on
@@ -50,7 +53,8 @@ def conv_relu_pool(
         count_include_pad: as in :func:`torch.nn.functional.avg_pool2d`, which has no dilation.
         algorithm: ``"auto"``, ``"direct"`` or ``"winograd"`` (kernels of this package, an error
             where there is none) or ``"stock"`` (the composition of torch's operators). The
-            environment variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``.
+            environment variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``, and
+            ``imgfast.benchmark = True`` has it timed.
 
     Returns:
         ``[N, K, PH, PW]`` (``[K, PH, PW]`` if unbatched), of dtype and memory format of the stock
@@ -71,7 +75,14 @@ def conv_relu_pool(
         - ``"auto"`` takes Winograd's algorithm for 3 x 3 filters where it pays. Its error is larger
           than the direct one's: up to 4e-5 of the convolution's standard deviation on normal data,
           against 3e-6. Of values that are equal but for rounding, any may be the maximum.
-        - Deterministic: the same bits for the same arguments and number of threads.
+        - ``imgfast.benchmark = True``, like ``torch.backends.cudnn.benchmark``: for each new
+          configuration (shapes, strides, dtype, required gradients, threads) the routes of
+          ``"auto"`` that fit are timed on the very tensors, with the gradients that are required,
+          for half a second or one run of each; the fastest is remembered. A fixed rule decides
+          under ``torch.compile``, ``torch.func`` transforms, dispatch modes and
+          ``torch.use_deterministic_algorithms``.
+        - Deterministic: the same bits for the same arguments and number of threads; with
+          ``imgfast.benchmark`` within one process, as another one may time another route fastest.
         - Configurations without a kernel, other devices, ``torch.func`` transforms and forward-mode
           derivatives run the stock composition; :func:`imgfast.dispatch_info` tells which and why.
 
@@ -100,16 +111,15 @@ def conv_relu_pool(
         plan = _plan(x, weight, bias, arguments)
     else:
         plan = _remembered_plan(x, weight, bias, arguments)
-    spec, geometry, route = plan
-    if route.name == "stock":
-        return conv_relu_pool_stock(x, weight, bias, spec)
-    if x.dim() == 3:
-        return _run(x.unsqueeze(0), weight, bias, geometry, route).squeeze(0)
-    return _run(x, weight, bias, geometry, route)
+    return _run(x, weight, bias, plan)
 
 
 def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     """Which route :func:`conv_relu_pool` takes for these very arguments, and why.
+
+    Under ``imgfast.benchmark`` it times the routes where that has not been done yet, as the answer
+    depends on it; ``reason`` then tells what each took, with the gradients that are required;
+    ``mixed`` is the fixed rule's mixture of passes with and without Winograd's algorithm.
 
     Returns:
         A named tuple: ``name``, ``"direct"``, ``"winograd"`` or ``"stock"``; ``isa``, the kernel's
@@ -119,7 +129,12 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     Raises:
         As :func:`conv_relu_pool` for unknown names.
     """
-    return _plan(x, weight, bias, _bind(*args, **kwargs)).route
+    arguments = _bind(*args, **kwargs)
+    if torch.is_autocast_enabled("cpu") and x.is_cpu:
+        x, weight, bias = _autocast(x, weight, bias)
+    if imgfast.benchmark and not torch.compiler.is_compiling():
+        return _remembered_plan(x, weight, bias, arguments).route
+    return _plan(x, weight, bias, arguments).route
 
 
 def _bind(*args, **kwargs) -> tuple:
@@ -136,6 +151,7 @@ class Plan(NamedTuple):
 
 
 def _remembered_plan(x, weight, bias, arguments) -> Plan:
+    needs_grad = _needs_grad(x, weight, bias)
     key = (
         x.shape,
         x.dtype,
@@ -147,30 +163,40 @@ def _remembered_plan(x, weight, bias, arguments) -> Plan:
         weight.is_cpu,
         type(weight),
         bias is None,
-        _needs_grad(x, weight, bias),
+        needs_grad,
         _transformed(),
         arguments,
     )
+    timed = imgfast.benchmark and timing.possible(x, weight)
+    if timed:  # what speed depends on beside
+        key += (
+            x.stride(),
+            weight.stride(),
+            torch.get_num_threads(),
+            needs_grad and tuple(t is not None and t.requires_grad for t in (x, weight, bias)),
+        )
     try:
         plan = _plans.get(key)
-    except TypeError:  # a list among the arguments is as good as a tuple, but cannot be looked up
-        return _plan(x, weight, bias, arguments)
+    except TypeError:  # something that cannot be looked up: a list, or a size that is a symbol
+        if isinstance(arguments, Spec):
+            return _plan(x, weight, bias, arguments)
+        return _remembered_plan(x, weight, bias, spec_of(*arguments))
     if plan is None:
-        plan = _plan(x, weight, bias, arguments)
+        plan = _plan(x, weight, bias, arguments, timed)
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
     return plan
 
 
-def _plan(x, weight, bias, arguments) -> Plan:
+def _plan(x, weight, bias, arguments, timed=False) -> Plan:
     spec = spec_of(*arguments)
     tensors = [t for t in (x, weight, bias) if t is not None]
     plain = torch.compiler.is_compiling() or all(
         type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout is torch.strided for t in tensors
     )
     device, dtype = tensors[0].device.type, tensors[0].dtype
-    route = choose(
+    facts = (
         spec,
         plain,
         device if all(t.device.type == device for t in tensors) else "mixed",
@@ -181,8 +207,25 @@ def _plan(x, weight, bias, arguments) -> Plan:
         _transformed(),
         _needs_grad(x, weight, bias),
     )
+    if timed and len(routes := candidates(*facts)) > 1:
+        return _fastest({k: _plan_of(spec, weight, r) for k, r in routes.items()}, x, weight, bias)
+    return _plan_of(spec, weight, choose(*facts))
+
+
+def _plan_of(spec, weight, route) -> Plan:
     stock = route.name == "stock"
     return Plan(spec, None if stock else spec.geometry(weight.shape, route.winograd), route)
+
+
+def _fastest(plans, x, weight, bias) -> Plan:
+    """The one of these plans, by name, that the stopwatch finds fastest."""
+    runs = {name: functools.partial(_run, plan=plan) for name, plan in plans.items()}
+    times = timing.times(runs, (x, weight, bias))
+    told = "timed: " + ", ".join(f"{name} {1e3 * t:.3f} ms" for name, t in times.items())
+    plan = plans[next(iter(times))]
+    if plan.route.name != "stock":
+        told += f"; {plan.route.reason}"
+    return plan._replace(route=plan.route._replace(reason=told))
 
 
 def _needs_grad(x, weight, bias) -> bool:
@@ -209,7 +252,12 @@ def _autocast(x, weight, bias):
     return cast(x), cast(weight), cast(bias)
 
 
-def _run(x, weight, bias, geometry, route):
+def _run(x, weight, bias, plan):
+    spec, geometry, route = plan
+    if route.name == "stock":
+        return conv_relu_pool_stock(x, weight, bias, spec)
+    if x.dim() == 3:
+        return _run(x.unsqueeze(0), weight, bias, plan).squeeze(0)
     if torch.compiler.is_compiling():
         return torch.ops.imgfast.conv_relu_pool(x, weight, bias, geometry, route.saves_codes)[0]
     return autograd.run(x, weight, bias, geometry, route)

@@ -146,17 +146,23 @@ def _pair(value):
 # Facts about process and machine, which torch.compile may take for constants.
 
 
-@torch.compiler.assume_constant_result
+def _constant(function):
+    """As torch.compiler.assume_constant_result, which imports the whole compiler for this mark."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def _forced_algorithm() -> str:
     return os.environ.get("IMGFAST_ALGORITHM") or "auto"
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _isa() -> str:
     return _C.cpu_isa()
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _has_matrix_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
@@ -197,6 +203,28 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
             f"conv_relu_pool: algorithm={spec.algorithm!r} has no kernel here: {obstacle}"
         )
     return Route("stock", None, obstacle)
+
+
+def candidates(spec, plain, device, dtype, *facts) -> dict[str, Route]:
+    """The routes that :func:`choose` can be made to take for these facts, by name.
+
+    ``"mixed"`` is what the fixed rule makes of the passes, where that is neither all by Winograd's
+    algorithm nor none. There is but one route where algorithm is not ``"auto"``, or no kernel fits.
+    """
+    if spec.algorithm != "auto":
+        return {spec.algorithm: choose(spec, plain, device, dtype, *facts)}
+    found = {}  # by the passes that are Winograd's, None for stock
+    for algorithm in (*KERNELS, "auto", "stock"):
+        try:
+            route = choose(spec._replace(algorithm=algorithm), plain, device, dtype, *facts)
+        except RuntimeError:  # no kernel
+            continue
+        if route.name != "stock":
+            name = "mixed" if algorithm == "auto" else algorithm
+            found.setdefault(route.winograd, (name, route))
+        elif not found or not _stock_crashes(spec, dtype):
+            found.setdefault(None, ("stock", route))
+    return dict(found.values())
 
 
 def needs_codes(spec) -> bool:
@@ -302,10 +330,14 @@ def _slower(spec, dtype, x_shape, weight_shape) -> str | None:
     """Where stock has been measured faster."""
     if spec.groups > 1 and weight_shape[0] // spec.groups < 8:
         return "stock is faster for groups of few filters"
-    # Strided bfloat16 gradients crash oneDNN on such processors (torch 2.14.1: SIGILL at tilezero).
-    if dtype is torch.bfloat16 and spec.stride == (1, 1) and _has_matrix_units():
+    if dtype is torch.bfloat16 and _has_matrix_units() and not _stock_crashes(spec, dtype):
         return "stock is faster in bfloat16 on processors with matrix units"
     return None
+
+
+def _stock_crashes(spec, dtype) -> bool:
+    """Strided bfloat16 gradients in oneDNN with matrix units (torch 2.14.1: SIGILL at tilezero)."""
+    return dtype is torch.bfloat16 and spec.stride != (1, 1) and _has_matrix_units()
 
 
 def _winograd_taps(spec, weight_shape) -> int:

@@ -1,0 +1,86 @@
+"""Which of several ways to do the same thing is fastest here: the stopwatch of imgfast.benchmark.
+
+It knows nothing of routes: callables go in, seconds come out.
+"""
+
+import contextlib
+import itertools
+import statistics
+from functools import partial
+from time import perf_counter
+
+import torch
+
+RUNS = 20  # of each candidate, after one to warm up
+BUDGET = 0.5  # seconds, after which no further round begins
+
+
+def possible(*tensors) -> bool:
+    """Whether a timing would leave no trace, and its outcome may decide.
+
+    Tracers and dispatch modes record whatever runs; deterministic algorithms must not hang on a
+    clock; sparse tensors have no strides to be told apart by.
+    """
+    return not (
+        torch.are_deterministic_algorithms_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.jit.is_tracing()
+        or any(t.layout is not torch.strided for t in tensors)
+    )
+
+
+def times(candidates, tensors) -> dict[str, float]:
+    """Seconds that ``candidate(*tensors)`` takes, with the gradients that the tensors require.
+
+    Args:
+        candidates: callables by name. They return equal tensors.
+        tensors: plain tensors or None. They are read in place, through aliases outside of the
+            caller's graph: neither ``.grad`` nor torch's random state is touched.
+
+    Returns:
+        Seconds by name, fastest first.
+    """
+    grad = torch.is_grad_enabled()
+    aliases = [
+        None if t is None else t.detach().requires_grad_(grad and t.requires_grad) for t in tensors
+    ]
+    wanted = [t for t in aliases if t is not None and t.requires_grad]
+    if not wanted:
+        return medians({name: partial(run, *aliases) for name, run in candidates.items()})
+    with torch.no_grad():
+        y = next(iter(candidates.values()))(*aliases)
+    grad_y = y.normal_(generator=torch.Generator(y.device))
+
+    def step(candidate):
+        torch.autograd.grad(candidate(*aliases), wanted, grad_y)
+
+    with _no_hooks(), torch.autograd.set_detect_anomaly(False):
+        return medians({name: partial(step, run) for name, run in candidates.items()})
+
+
+def medians(candidates) -> dict[str, float]:
+    """Median seconds of callables without arguments, by name, fastest first.
+
+    They take turns, in every order, so that whatever else the machine does hits all alike, and none
+    always finds the caches as the same other one leaves them. Where the first round uses up the
+    budget, that round is what counts; otherwise it only warms up.
+    """
+    seconds = {name: [] for name in candidates}
+    orders = itertools.cycle(itertools.permutations(candidates.items()))
+    end = perf_counter() + BUDGET
+    for order in itertools.islice(orders, 1 + RUNS):
+        for name, run in order:
+            start = perf_counter()
+            run()
+            seconds[name].append(perf_counter() - start)
+        if perf_counter() >= end:
+            break
+    found = {name: statistics.median(runs[1:] or runs) for name, runs in seconds.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _no_hooks():
+    """Keeps the caller's hooks on saved tensors from seeing those of a timing."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
