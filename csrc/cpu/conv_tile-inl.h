@@ -9,6 +9,7 @@ namespace imgfast::cpu::IMGFAST_ISA {
 // Sums of TR rows x TC columns x NV vectors of filters.
 template <class X, int NV, int TR, int TC>
 struct Tile {
+  static_assert(NV == 1 || NV == 2);
   typename X::V sum[TR][TC][NV];
 
   template <class Function>
@@ -61,9 +62,8 @@ template <class X, int NV, int TR, int TC>
         }
         const int64_t count = min_of(left, kPartial - terms);
         for (int64_t i = 0; i < count; i++, from += term, weight += NV * X::kLanes) {
-          typename X::V w[NV];
-#pragma GCC unroll 2
-          for (int v = 0; v < NV; v++) w[v] = X::load(weight + v * X::kLanes);
+          // By name: GCC 12 leaves an array of them in memory for some TC, at half the speed.
+          const typename X::V w0 = X::load(weight), w1 = X::load(weight + (NV - 1) * X::kLanes);
 #pragma GCC unroll 2
           for (int tr = 0; tr < TR; tr++) {
             const typename X::T* at_row = from + tr * reduction.out_row_step;
@@ -71,9 +71,8 @@ template <class X, int NV, int TR, int TC>
             for (int tc = 0; tc < TC; tc++) {
               // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
               const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
-#pragma GCC unroll 2
-              for (int v = 0; v < NV; v++)
-                tile.sum[tr][tc][v] = X::fma(b, w[v], tile.sum[tr][tc][v]);
+              tile.sum[tr][tc][0] = X::fma(b, w0, tile.sum[tr][tc][0]);
+              if (NV == 2) tile.sum[tr][tc][NV - 1] = X::fma(b, w1, tile.sum[tr][tc][NV - 1]);
             }
           }
         }
