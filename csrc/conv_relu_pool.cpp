@@ -8,12 +8,16 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
+#include "cpu/weight_cache.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
@@ -24,12 +28,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kUnitBytes = 128 << 10;    // input rows that one unit of forward work stages
-constexpr int64_t kUnitsPerThread = 4;       // so that the last ones finish together
-constexpr int64_t kWinogradPoints = 36;      // of a 4 x 4 tile
-constexpr int64_t kWinogradTiles = 48;       // of a unit, at most
-constexpr int64_t kWinogradBytes = 1 << 20;  // of their transformed inputs
-constexpr int64_t kWorthAThread = 1 << 16;   // multiply-adds below which a thread does not pay
+constexpr int64_t kUnitBytes = 128 << 10;        // input rows that one unit of forward work stages
+constexpr int64_t kUnitsPerThread = 4;           // so that the last ones finish together
+constexpr int64_t kWinogradPoints = 36;          // of a 4 x 4 tile
+constexpr int64_t kWinogradTiles = 48;           // of a unit, at most
+constexpr int64_t kWinogradBytes = 1 << 20;      // of their transformed inputs
+constexpr int64_t kWorthAThread = 1 << 16;       // multiply-adds below which a thread does not pay
+constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compare
 
 ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
   STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(),
@@ -140,6 +145,70 @@ cpu::View4 view(const Tensor& t) {
 // Buffers of the calling thread; each worker has its own for the kernel it runs.
 thread_local cpu::Scratch shared_buffer, thread_buffer;
 
+// std::memcmp, but for 0 or not 0 only, by all threads.
+int compare_bytes(const void* a, const void* b, size_t bytes) {
+  std::atomic<bool> differ = false;
+  torch::stable::parallel_for(0, bytes, kWorthAThreadBytes, [&](int64_t begin, int64_t end) {
+    const auto* from = static_cast<const char*>(a) + begin;
+    if (std::memcmp(from, static_cast<const char*>(b) + begin, end - begin) != 0) differ = true;
+  });
+  return differ;
+}
+
+// Never destroyed, as threads may outlive static objects.
+cpu::WeightCache& weight_cache() {
+  static auto* const cache = new cpu::WeightCache(cpu::WeightCache::kCapacity, compare_bytes);
+  return *cache;
+}
+
+// Fills in args.packed_weight: from the cache, if the result is not null and for as long as it is
+// held, or packed for this call. A pass that saves codes is training, after which the weights
+// change; and a weight with gaps between its elements is not compared.
+template <class Pack>
+std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weight, int64_t bytes,
+                                  Pack pack) {
+  using Source = cpu::WeightCache::Source;
+  const ConvReLUPoolParams& p = *args.params;
+  const int64_t* stride = args.weight.stride;
+  int64_t span = 1;
+  for (int d = 0; d < 4; d++) span += (weight.size(d) - 1) * stride[d];
+  std::shared_ptr<void> kept;
+  if (!args.codes && span <= weight.numel()) {
+    const int64_t element = weight.element_size();
+    const cpu::WeightCache::Key key = {
+        reinterpret_cast<int64_t>(args.weight.data),
+        static_cast<int64_t>(args.dtype),
+        static_cast<int64_t>(p.algorithm),
+        args.bias != nullptr,
+        p.groups,
+        p.K,
+        p.C,
+        p.R,
+        p.S,
+        stride[0],
+        stride[1],
+        stride[2],
+        stride[3],
+    };
+    const Source source = {args.weight.data, span * element, args.bias,
+                           args.bias ? p.K * element : 0};
+    kept = weight_cache().find(key, source, bytes, [&](const Source& copy, void* packed) {
+      cpu::ConvForwardArgs of_copy = args;
+      of_copy.weight.data = const_cast<void*>(copy.weight);
+      of_copy.bias = copy.bias;
+      of_copy.packed_weight = packed;
+      pack(of_copy);
+    });
+  }
+  if (kept) {
+    args.packed_weight = kept.get();
+  } else {
+    args.packed_weight = shared_buffer.reserve(bytes);
+    pack(args);
+  }
+  return kept;
+}
+
 int64_t work_per_row(const ConvReLUPoolParams& p) {
   return std::max<int64_t>(
       1, p.K * p.PW * p.pool_stride_h * p.pool_stride_w * p.R * p.S * (p.C / p.groups));
@@ -228,8 +297,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
 
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   const auto run = [&](auto pack_size, auto pack, auto scratch_size, auto forward, int64_t units) {
-    args.packed_weight = shared_buffer.reserve(pack_size(args));
-    pack(args);
+    const std::shared_ptr<void> kept = pack_weight(args, weight, pack_size(args), pack);
     const int64_t scratch = scratch_size(args);
     const int64_t grain =
         std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
