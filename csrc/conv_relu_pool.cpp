@@ -220,17 +220,30 @@ int64_t threads_for(int64_t work) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Pooled rows of a unit of direct work: few enough to stay in cache and to keep every thread busy.
-int64_t direct_unit_rows(const ConvReLUPoolParams& p, int64_t element) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t row_bytes = (p.W + 2 * p.padding_w) * (p.C / p.groups) * element;
-  int64_t rows = p.PH;
-  while (rows > 1 &&
-         (rows * p.pool_stride_h * p.stride_h * row_bytes > kUnitBytes ||
-          (threads > 1 && p.N * p.groups * ceil_div(p.PH, rows) < kUnitsPerThread * threads))) {
-    rows = (rows + 1) / 2;
+// Shares out direct work in units whose input rows stay in cache, enough of them to keep every
+// thread busy. Of rows and filters those are divided that are more to read. Returns their number.
+int64_t divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
+  const ConvReLUPoolParams& p = *args.params;
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  const int64_t wanted = kUnitsPerThread * torch::stable::get_num_threads();
+  const int64_t row_bytes = p.pool_stride_h * p.stride_h * (p.W + 2 * p.padding_w) * C * element;
+  const int64_t filter_bytes = p.R * p.S * C * element;
+  int64_t rows = p.PH, blocks = ceil_div(K, cpu::kFilterStep);
+  while (rows > 1 && rows * row_bytes > kUnitBytes) rows = (rows + 1) / 2;
+  const auto units = [&] {
+    return p.N * p.groups * ceil_div(p.PH, rows) * ceil_div(K, blocks * cpu::kFilterStep);
+  };
+  while (wanted > kUnitsPerThread && units() < wanted && (rows > 1 || blocks > 1)) {
+    const bool filters_are_more = blocks * cpu::kFilterStep * filter_bytes > rows * row_bytes;
+    if (rows == 1 || (blocks > 1 && filters_are_more)) {
+      blocks = (blocks + 1) / 2;
+    } else {
+      rows = (rows + 1) / 2;
+    }
   }
-  return rows;
+  args.unit_rows = rows;
+  args.unit_filters = blocks * cpu::kFilterStep;
+  return units();
 }
 
 int64_t winograd_tile_rows(const ConvReLUPoolParams& p) {
@@ -310,9 +323,9 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
     run(kernels.winograd_pack_size, kernels.winograd_pack, kernels.winograd_scratch,
         kernels.winograd, p.groups * ceil_div(winograd_tile_rows(p), args.unit_rows));
   } else {
-    args.unit_rows = direct_unit_rows(p, args.dtype == DType::kFloat64 ? 8 : 4);
+    const int64_t units = divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
     run(kernels.forward_pack_size, kernels.forward_pack, kernels.forward_scratch, kernels.forward,
-        p.N * p.groups * ceil_div(p.PH, args.unit_rows));
+        units);
   }
   return {y, codes};
 }

@@ -2,10 +2,11 @@
 // registers where windows are 2 x 2, and otherwise in a ring of convolution rows. What is written
 // to memory is y and, for training, one code byte a pooled output.
 //
-// A unit of work is (image, group, a few pooled rows). Its input rows are staged once, then every
-// block of filters runs over them: weights packed [R][S][C][lanes] stream past, input elements are
-// broadcast, and a tile of rows x columns x filters accumulates in registers. The run over S and C
-// is one reduction, so that a first layer of 1 or 3 channels is as dense as any other.
+// A unit of work is (image, group, a few pooled rows, all or some of the filters). Its input rows
+// are staged once, then every block of filters runs over them: weights packed [R][S][C][lanes]
+// stream past, input elements are broadcast, and a tile of rows x columns x filters accumulates in
+// registers. The run over S and C is one reduction, so that a first layer of 1 or 3 channels is as
+// dense as any other.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -19,10 +20,12 @@ struct ForwardPlan {
   using T = typename X::T;
   static constexpr int kBlock =
       2 * X::kLanes;  // filters of one block; the last one may be one vector
+  static_assert(kFilterStep % kBlock == 0);
 
   int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
   int64_t width;          // columns of a strip
-  int64_t parts;          // units of an image and group
+  int64_t parts;          // of an image's pooled rows
+  int64_t filter_parts;   // of a group's filters
   int64_t rows;           // input rows of the largest unit
   int64_t span_h;         // convolution rows under one pooled row: the ring's size
   bool in_tile;           // 2 x 2 windows pooled in registers
@@ -46,6 +49,7 @@ struct ForwardPlan {
     columns = in_tile ? 2 * p.PW : p.Q;
     width = (columns - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     parts = ceil_div(p.PH, a.unit_rows);
+    filter_parts = ceil_div(K, a.unit_filters);
     const int64_t conv_rows = (min_of(a.unit_rows, p.PH) - 1) * p.pool_stride_h + span_h;
     rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
 
@@ -258,17 +262,21 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
     const ForwardPlan<X> plan(a);
     const ForwardScratch<X> scratch(p, plan, base);
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
-      const int64_t part = unit % plan.parts, g = unit / plan.parts % p.groups;
-      const int64_t n = unit / plan.parts / p.groups;
+      const int64_t filter_part = unit % plan.filter_parts, strip = unit / plan.filter_parts;
+      const int64_t part = strip % plan.parts, g = strip / plan.parts % p.groups;
+      const int64_t n = strip / plan.parts / p.groups;
       const int64_t ph0 = part * a.unit_rows, ph1 = min_of(ph0 + a.unit_rows, p.PH);
       const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
       const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
       const int64_t rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
-      stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h, rows,
-                         -p.padding_w, plan.width, plan.C, scratch.strip);
+      if (unit == unit_begin || filter_part == 0) {
+        stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h,
+                           rows, -p.padding_w, plan.width, plan.C, scratch.strip);
+      }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
-      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
+      const int64_t first = filter_part * a.unit_filters;
+      for (int64_t k0 = first; k0 < min_of(first + a.unit_filters, plan.K); k0 += plan.kBlock) {
         const RowSink<X> sink{scratch.row,
                               nullptr,
                               p.K,

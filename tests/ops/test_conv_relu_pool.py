@@ -7,6 +7,8 @@ import torch
 from ops.conv_cases import assert_near, check, exact, gradients, lay_out, make, stock
 
 import imgfast
+from imgfast.ops.conv_relu_pool import _bind
+from imgfast.ops.conv_relu_pool_route import spec_of
 
 ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "none")
 POOLS = ("max", "avg", "none")
@@ -208,6 +210,36 @@ def test_gradients_keep_layouts():
     )
     assert grad_x.is_contiguous(memory_format=torch.channels_last)
     assert grad_weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# One image, whose rows, filters or both are shared out: maps larger and smaller than the filters,
+# an odd number of filter blocks, a row that cannot be divided, groups, and rings of rows.
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 16, 40, 40, 40, 3, 3), {"padding": 1}),
+        ((1, 64, 7, 7, 200, 3, 3), {"padding": 1, "pool": "none"}),
+        ((1, 64, 7, 7, 200, 3, 3), {"padding": 1, "pool_size": 3, "pool_stride": 2}),
+        ((2, 48, 3, 30, 100, 3, 3), {"padding": (0, 1), "pool": "none", "activation": "silu"}),
+        ((1, 256, 14, 14, 72, 1, 1), {"pool": "avg"}),
+        ((1, 64, 8, 8, 192, 3, 3), {"padding": 1, "groups": 2, "stride": 2, "pool": "none"}),
+    ],
+)
+def test_threads_do_not_change_a_bit(shape, options):
+    tensors = [torch.randn_like(t) for t in make(*shape, groups=options.get("groups", 1))]
+    geometry = spec_of(*_bind(**options)).geometry(tensors[1].shape)
+    save_codes = options.get("pool") != "none"
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4, 7):
+            torch.set_num_threads(threads)
+            results.append(torch.ops.imgfast.conv_relu_pool(*tensors, geometry, save_codes))
+    finally:
+        torch.set_num_threads(before)
+    assert_near(results[0][0], stock(*(t.double() for t in tensors), **options), "y")
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
