@@ -21,6 +21,7 @@ struct ForwardPlan {
   static constexpr int kBlock =
       2 * X::kLanes;  // filters of one block; the last one may be one vector
   static_assert(kFilterStep % kBlock == 0);
+  static constexpr int kWindows = X::kTileCols / 4;  // 2 x 2, of a tile pooled in registers
 
   int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
   int64_t width;          // columns of a strip
@@ -40,10 +41,10 @@ struct ForwardPlan {
     K = p.K / p.groups;
     filters = round_up(K, X::kLanes);
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
-    in_tile = X::kTileCols >= 12 && p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 &&
-              p.pool_stride_h == 2 && p.pool_stride_w == 2 && p.pool_padding_h == 0 &&
-              p.pool_padding_w == 0 && p.pool_dilation_h == 1 && p.pool_dilation_w == 1 &&
-              2 * p.PH <= p.P && 2 * p.PW <= p.Q;
+    in_tile = p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&
+              p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
+              p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P &&
+              2 * p.PW <= p.Q;
     activate_first = p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
                      p.activation == Activation::kSiLU;
     columns = in_tile ? 2 * p.PW : p.Q;
@@ -119,11 +120,14 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
   });
 }
 
-// 2 x 2 windows: two convolution rows by 2 * NW columns, pooled as they leave the accumulators.
+// 2 x 2 windows, NW of them or fewer: two convolution rows, pooled as they leave the accumulators.
 template <class X, int NV, int NW>
 static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
                         const typename X::T* in, const typename X::T* weight, int64_t pw,
-                        const RowSink<X>& sink) {
+                        int64_t windows, const RowSink<X>& sink) {
+  if constexpr (NW > 1) {
+    if (windows < NW) return pooled_tile<X, NV, NW - 1>(plan, p, in, weight, pw, windows, sink);
+  }
   Tile<X, NV, 2, 2 * NW> tile;
   convolve_tile(plan.reduction, in, weight, tile);
   const auto& sum = tile.sum;
@@ -216,7 +220,7 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
                           int64_t p0) {
   const ConvReLUPoolParams& p = *a.params;
   sink.lanes = NV * X::kLanes;
-  const int64_t step = plan.in_tile ? 3 : X::kTileCols;  // outputs of a full tile
+  const int64_t step = plan.in_tile ? plan.kWindows : X::kTileCols;  // outputs of a full tile
   const int64_t outputs = plan.in_tile ? p.PW : p.Q;
   const int64_t tiles = ceil_div(outputs, step);
   int64_t next = p0;
@@ -228,13 +232,7 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
       for (int64_t t = 0; t < tiles; t++) {  // as even as can be
         const int64_t pw = outputs * t / tiles, windows = outputs * (t + 1) / tiles - pw;
         const typename X::T* at = in + 2 * pw * plan.reduction.col_step;
-        if (windows == 3) {
-          pooled_tile<X, NV, 3>(plan, p, at, weight, pw, sink);
-        } else if (windows == 2) {
-          pooled_tile<X, NV, 2>(plan, p, at, weight, pw, sink);
-        } else {
-          pooled_tile<X, NV, 1>(plan, p, at, weight, pw, sink);
-        }
+        pooled_tile<X, NV, plan.kWindows>(plan, p, at, weight, pw, windows, sink);
       }
     } else {
       for (next = max_of(next, h0); next < min_of(h0 + plan.span_h, p.P); next++) {
