@@ -36,6 +36,39 @@ def test_layouts_and_dtypes(dtype, layout, channels):
     check(*make(2, channels, 9, 10, 18, 3, 3, dtype=dtype, layout=layout), padding=1)
 
 
+# Without padding, channels that lie together are read where they are: of dense pixels a row of taps
+# is one run, of a slice of the channels or a dilated filter it is several. Rows of 8, 7 and 27
+# results are copied to NCHW singly or several at a time, and 32 filters, not 20, straight to
+# channels_last.
+@pytest.mark.parametrize("channels", [slice(None), slice(2, 18), slice(5, 6)])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("filters", [20, 32])
+@pytest.mark.parametrize(
+    ("taps", "options"),
+    [
+        (1, {}),
+        (1, {"stride": 2, "pool": "none"}),
+        (1, {"pool_size": 3, "pool_stride": 1}),
+        (2, {"pool": "none", "activation": "gelu"}),
+        (3, {"pool": "avg"}),
+        (3, {"dilation": 2}),
+        (3, {"stride": (1, 2), "pool": "none"}),
+    ],
+)
+def test_without_padding(taps, options, filters, layout, channels):
+    for height, width in ((16, 16), (17, 56)):
+        x, _, _ = make(2, 20, height, width, 1, 1, 1, layout=layout)
+        x = x[:, channels]
+        _, weight, bias = make(1, x.shape[1], 1, 1, filters, taps, taps)
+        check(x, weight, bias, **options)
+
+
+def test_without_padding_in_groups():
+    x, weight, bias = make(2, 24, 9, 9, 64, 3, 3, groups=2, layout="channels_last")
+    check(x, weight, bias, groups=2)
+    check(x, weight, bias, groups=2, pool="none")
+
+
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
 def test_weight_layouts(weight_layout):
     x, weight, bias = make(2, 5, 8, 8, 18, 3, 3)
