@@ -49,8 +49,7 @@ struct ForwardPlan {
               p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
               p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P &&
               2 * p.PW <= p.Q;
-    activate_first = p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
-                     p.activation == Activation::kSiLU;
+    activate_first = activates_first(p);
     columns = in_tile ? 2 * p.PW : p.Q;
     width = (columns - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     parts = ceil_div(p.PH, a.unit_rows);

@@ -6,11 +6,18 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
+// Whether sums are activated before the pool. Only a maximum and a monotone activation change
+// places.
+static inline bool activates_first(const ConvReLUPoolParams& p) {
+  return p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
+         p.activation == Activation::kSiLU;
+}
+
 // One pooled row of one block of filters: where results go, and what becomes of a pooled vector.
 template <class X>
 struct RowSink {
   using V = typename X::V;
-  typename X::T* row;  // [PW][lanes]
+  typename X::T* row;  // [PW][filters of the block], columns `lanes` apart
   uint8_t* codes;      // [PW][K] at the block's first filter, or null
   int64_t code_step, lanes, valid;
   const typename X::T* bias;  // [lanes]
