@@ -206,7 +206,7 @@ def cxx_flags() -> list[str]:
     GCC 12 and 13, allocating registers by regions, leave operands of some convolution tiles in
     memory at half the speed; Clang does not know the flag, and says so unless told not to.
     """
-    registers = ["-fira-region=one", "-Wno-ignored-optimization-argument"]
+    registers = ["-fira-region=all", "-Wno-ignored-optimization-argument"]
     return ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", *registers]
 
 

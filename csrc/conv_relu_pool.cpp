@@ -8,6 +8,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -15,6 +18,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
+#include "cpu/weight_cache.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
@@ -28,6 +32,7 @@ using Ints = std::vector<int64_t>;
 constexpr int64_t kUnitBytes = 128 << 10;   // input rows that one unit of forward work stages
 constexpr int64_t kUnitsPerThread = 4;      // so that the last ones finish together
 constexpr int64_t kWorthAThread = 1 << 16;  // multiply-adds below which a thread does not pay
+constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compare
 
 // What Winograd's kernels are made for: see csrc/cpu/winograd-inl.h.
 void check_winograd(const ConvReLUPoolParams& p, ScalarType dtype) {
@@ -152,6 +157,70 @@ cpu::View4 view(const Tensor& t) {
 // Buffers of the calling thread; each worker has its own for the kernel it runs.
 thread_local cpu::Scratch shared_buffer, thread_buffer;
 
+// std::memcmp, but for 0 or not 0 only, by all threads.
+int compare_bytes(const void* a, const void* b, size_t bytes) {
+  std::atomic<bool> differ = false;
+  torch::stable::parallel_for(0, bytes, kWorthAThreadBytes, [&](int64_t begin, int64_t end) {
+    const auto* from = static_cast<const char*>(a) + begin;
+    if (std::memcmp(from, static_cast<const char*>(b) + begin, end - begin) != 0) differ = true;
+  });
+  return differ;
+}
+
+// Never destroyed, as threads may outlive static objects.
+cpu::WeightCache& weight_cache() {
+  static auto* const cache = new cpu::WeightCache(cpu::WeightCache::kCapacity, compare_bytes);
+  return *cache;
+}
+
+// Fills in args.packed_weight: from the cache, if the result is not null and for as long as it is
+// held, or packed for this call. A pass that saves codes is training, after which the weights
+// change; and a weight with gaps between its elements is not compared.
+template <class Pack>
+std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weight, int64_t bytes,
+                                  Pack pack) {
+  using Source = cpu::WeightCache::Source;
+  const ConvReLUPoolParams& p = *args.params;
+  const int64_t* stride = args.weight.stride;
+  int64_t span = 1;
+  for (int d = 0; d < 4; d++) span += (weight.size(d) - 1) * stride[d];
+  std::shared_ptr<void> kept;
+  if (!args.codes && span <= weight.numel()) {
+    const int64_t element = weight.element_size();
+    const cpu::WeightCache::Key key = {
+        reinterpret_cast<int64_t>(args.weight.data),
+        static_cast<int64_t>(args.dtype),
+        p.winograd & kWinogradForward ? p.stride_h : 0,
+        args.bias != nullptr,
+        p.groups,
+        p.K,
+        p.C,
+        p.R,
+        p.S,
+        stride[0],
+        stride[1],
+        stride[2],
+        stride[3],
+    };
+    const Source source = {args.weight.data, span * element, args.bias,
+                           args.bias ? p.K * element : 0};
+    kept = weight_cache().find(key, source, bytes, [&](const Source& copy, void* packed) {
+      cpu::ConvForwardArgs of_copy = args;
+      of_copy.weight.data = const_cast<void*>(copy.weight);
+      of_copy.bias = copy.bias;
+      of_copy.packed_weight = packed;
+      pack(of_copy);
+    });
+  }
+  if (kept) {
+    args.packed_weight = kept.get();
+  } else {
+    args.packed_weight = shared_buffer.reserve(bytes);
+    pack(args);
+  }
+  return kept;
+}
+
 int64_t work_per_row(const ConvReLUPoolParams& p) {
   return std::max<int64_t>(
       1, p.K * p.PW * p.pool_stride_h * p.pool_stride_w * p.R * p.S * (p.C / p.groups));
@@ -163,17 +232,30 @@ int64_t threads_for(int64_t work) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Pooled rows of a unit of direct work: few enough to stay in cache and to keep every thread busy.
-int64_t direct_unit_rows(const ConvReLUPoolParams& p, int64_t element) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t row_bytes = (p.W + 2 * p.padding_w) * (p.C / p.groups) * element;
-  int64_t rows = p.PH;
-  while (rows > 1 &&
-         (rows * p.pool_stride_h * p.stride_h * row_bytes > kUnitBytes ||
-          (threads > 1 && p.N * p.groups * ceil_div(p.PH, rows) < kUnitsPerThread * threads))) {
-    rows = (rows + 1) / 2;
+// Shares out direct work in units whose input rows stay in cache, enough of them to keep every
+// thread busy. Of rows and filters those are divided that are more to read. Returns their number.
+int64_t divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
+  const ConvReLUPoolParams& p = *args.params;
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  const int64_t wanted = kUnitsPerThread * torch::stable::get_num_threads();
+  const int64_t row_bytes = p.pool_stride_h * p.stride_h * (p.W + 2 * p.padding_w) * C * element;
+  const int64_t filter_bytes = p.R * p.S * C * element;
+  int64_t rows = p.PH, blocks = ceil_div(K, cpu::kFilterStep);
+  while (rows > 1 && rows * row_bytes > kUnitBytes) rows = (rows + 1) / 2;
+  const auto units = [&] {
+    return p.N * p.groups * ceil_div(p.PH, rows) * ceil_div(K, blocks * cpu::kFilterStep);
+  };
+  while (wanted > kUnitsPerThread && units() < wanted && (rows > 1 || blocks > 1)) {
+    const bool filters_are_more = blocks * cpu::kFilterStep * filter_bytes > rows * row_bytes;
+    if (rows == 1 || (blocks > 1 && filters_are_more)) {
+      blocks = (blocks + 1) / 2;
+    } else {
+      rows = (rows + 1) / 2;
+    }
   }
-  return rows;
+  args.unit_rows = rows;
+  args.unit_filters = blocks * cpu::kFilterStep;
+  return units();
 }
 
 std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
@@ -207,8 +289,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
 
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   const auto run = [&](auto pack_size, auto pack, auto scratch_size, auto forward, int64_t units) {
-    args.packed_weight = shared_buffer.reserve(pack_size(args));
-    pack(args);
+    const std::shared_ptr<void> kept = pack_weight(args, weight, pack_size(args), pack);
     const int64_t scratch = scratch_size(args);
     const int64_t grain =
         std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
@@ -222,9 +303,9 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
         kernels.winograd_forward_scratch, kernels.winograd_forward,
         kernels.winograd_forward_units(args));
   } else {
-    args.unit_rows = direct_unit_rows(p, args.dtype == DType::kFloat64 ? 8 : 4);
+    const int64_t units = divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
     run(kernels.forward_pack_size, kernels.forward_pack, kernels.forward_scratch, kernels.forward,
-        p.N * p.groups * ceil_div(p.PH, args.unit_rows));
+        units);
   }
   return {y, codes};
 }

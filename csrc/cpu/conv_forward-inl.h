@@ -2,10 +2,11 @@
 // registers where windows are 2 x 2, and otherwise in a ring of convolution rows. What is written
 // to memory is y and, for training, one code byte a pooled output.
 //
-// A unit of work is (image, group, a few pooled rows). Its input rows are staged once, then every
-// block of filters runs over them: weights packed [R][S][C][lanes] stream past, input elements are
-// broadcast, and a tile of rows x columns x filters accumulates in registers. The run over S and C
-// is one reduction, so that a first layer of 1 or 3 channels is as dense as any other.
+// A unit of work is (image, group, a few pooled rows, all or some of the filters). Its input rows
+// are staged once, then every block of filters runs over them: weights packed [R][S][C][lanes]
+// stream past, input elements are broadcast, and a tile of rows x columns x filters accumulates in
+// registers. The run over S and C is one reduction, so that a first layer of 1 or 3 channels is as
+// dense as any other.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -19,14 +20,21 @@ struct ForwardPlan {
   using T = typename X::T;
   static constexpr int kBlock =
       2 * X::kLanes;  // filters of one block; the last one may be one vector
+  static_assert(kFilterStep % kBlock == 0);
+  static constexpr int kGroupColumns = 8 * X::kLanes;
+  static constexpr int kWindows = X::kTileCols / 4;  // 2 x 2, of a tile pooled in registers
 
   int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
   int64_t width;          // columns of a strip
-  int64_t parts;          // units of an image and group
+  int64_t parts;          // of an image's pooled rows
+  int64_t filter_parts;   // of a group's filters
   int64_t rows;           // input rows of the largest unit
   int64_t span_h;         // convolution rows under one pooled row: the ring's size
   bool in_tile;           // 2 x 2 windows pooled in registers
   bool activate_first;    // the pool needs activated values
+  bool widened;           // x and y are of another dtype than what is computed
+  bool in_place;          // x serves as its own strip
+  int64_t row_group;      // pooled rows that are copied to y together
   int64_t columns;        // convolution columns that are computed
 
   Reduction reduction;  // of one output, through a strip
@@ -37,22 +45,33 @@ struct ForwardPlan {
     K = p.K / p.groups;
     filters = round_up(K, X::kLanes);
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
-    in_tile = X::kTileCols >= 12 && whole_2x2_windows(p);
+    in_tile = whole_2x2_windows(p);
     activate_first = activates_first(p);
     columns = in_tile ? 2 * p.PW : p.Q;
     width = (columns - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     parts = ceil_div(p.PH, a.unit_rows);
+    filter_parts = ceil_div(K, a.unit_filters);
     const int64_t conv_rows = (min_of(a.unit_rows, p.PH) - 1) * p.pool_stride_h + span_h;
     rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
 
-    const bool dilated = p.dilation_w != 1;
+    widened = a.dtype == DType::kBFloat16 || a.dtype == DType::kFloat16;
+    in_place = !widened && p.padding_h == 0 && p.padding_w == 0 && (a.x.stride[1] == 1 || C == 1);
+    const int64_t col = in_place ? a.x.stride[3] : C, row = in_place ? a.x.stride[2] : width * C;
+    const bool joined = p.dilation_w == 1 && col == C;  // the taps of a row are one run
     reduction = {.rows = p.R,
-                 .row_step = p.dilation_h * width * C,
-                 .segments = dilated ? p.S : 1,
-                 .segment_step = p.dilation_w * C,
-                 .length = dilated ? C : p.S * C,
-                 .out_row_step = p.stride_h * width * C,
-                 .col_step = p.stride_w * C};
+                 .row_step = p.dilation_h * row,
+                 .segments = joined ? 1 : p.S,
+                 .segment_step = p.dilation_w * col,
+                 .length = joined ? p.S * C : C,
+                 .out_row_step = p.stride_h * row,
+                 .col_step = p.stride_w * col};
+    // Where rows of y follow one another, as many as fill whole vectors in NCHW, but no more: the
+    // cache misses of few rows hide behind the next ones' arithmetic.
+    row_group = 1;
+    while (a.y.stride[2] == p.PW * a.y.stride[3] && row_group * p.PW % X::kLanes != 0 &&
+           2 * row_group * p.PW <= kGroupColumns) {
+      row_group *= 2;
+    }
   }
 
   // The packed filters of a group, then its bias.
@@ -67,9 +86,10 @@ struct ForwardScratch {
 
   ForwardScratch(const ConvReLUPoolParams& p, const ForwardPlan<X>& plan, void* base) {
     Arena arena{static_cast<char*>(base)};
-    strip = arena.take<typename X::T>(plan.rows * plan.width * plan.C);
-    ring = arena.take<typename X::T>(plan.in_tile ? 0 : plan.span_h * p.Q * plan.kBlock);
-    row = arena.take<typename X::T>(p.PW * plan.kBlock);
+    strip = arena.take<typename X::T>(plan.in_place ? 0 : plan.rows * plan.width * plan.C);
+    const bool has_ring = !plan.in_tile && p.pool != Pool::kNone;
+    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * plan.kBlock : 0);
+    row = arena.take<typename X::T>(plan.row_group * p.PW * plan.kBlock);
     size = arena.used;
   }
 };
@@ -130,10 +150,22 @@ static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
   }
 }
 
-// One convolution row, up to kTileCols columns at a time, into the ring.
+template <class X, int NV>
+using PooledTile = decltype(&pooled_tile<X, NV, 1>);
+
+template <class X, int NV, int NW = ForwardPlan<X>::kWindows>
+static PooledTile<X, NV> pooled_tile_for(int64_t windows) {
+  if constexpr (NW > 1) {
+    if (windows < NW) return pooled_tile_for<X, NV, NW - 1>(windows);
+  }
+  return pooled_tile<X, NV, NW>;
+}
+
+// Columns [q, q + TC) of one convolution row, into a row of the ring, or out if there is no pool.
 template <class X, int NV, int TC>
-static void ring_tile(const ForwardPlan<X>& plan, const typename X::T* in,
-                      const typename X::T* weight, const RowSink<X>& sink, typename X::T* out) {
+static void row_tile(const ForwardPlan<X>& plan, const typename X::T* in,
+                     const typename X::T* weight, int64_t q, const RowSink<X>& sink,
+                     typename X::T* ring_row) {
   Tile<X, NV, 1, TC> tile;
   convolve_tile(plan.reduction, in, weight, tile);
 #pragma GCC unroll 12
@@ -142,65 +174,72 @@ static void ring_tile(const ForwardPlan<X>& plan, const typename X::T* in,
     for (int v = 0; v < NV; v++) {
       auto value = tile.sum[0][tc][v];
       if (sink.activate_first) value = sink.activated(value, v);
-      X::store(out + (tc * NV + v) * X::kLanes, value);
+      if (ring_row) {
+        X::store(ring_row + ((q + tc) * NV + v) * X::kLanes, value);
+      } else {
+        sink.put(q + tc, v, value, X::zero());
+      }
     }
   }
 }
 
 template <class X, int NV>
-using RingTile = decltype(&ring_tile<X, NV, 1>);
+using RowTile = decltype(&row_tile<X, NV, 1>);
 
 template <class X, int NV, int TC = X::kTileCols>
-static RingTile<X, NV> ring_tile_for(int64_t cols) {
+static RowTile<X, NV> row_tile_for(int64_t cols) {
   if constexpr (TC > 1) {
-    if (cols < TC) return ring_tile_for<X, NV, TC - 1>(cols);
+    if (cols < TC) return row_tile_for<X, NV, TC - 1>(cols);
   }
-  return ring_tile<X, NV, TC>;
+  return row_tile<X, NV, TC>;
 }
 
 // All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of
 // convolution row p0.
 template <class X, class IO, int NV>
 static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
-                          const ForwardScratch<X>& scratch, int64_t n, int64_t k,
-                          const typename X::T* weight, RowSink<X> sink, int64_t ph0, int64_t ph1,
-                          int64_t p0) {
+                          const ForwardScratch<X>& scratch, const typename X::T* strip, int64_t n,
+                          int64_t k, const typename X::T* weight, RowSink<X> sink, int64_t ph0,
+                          int64_t ph1, int64_t p0) {
   const ConvReLUPoolParams& p = *a.params;
-  sink.lanes = NV * X::kLanes;
-  const int64_t step = plan.in_tile ? 3 : X::kTileCols;  // outputs of a full tile
+  const int64_t lanes = NV * X::kLanes;
+  const int64_t step = plan.in_tile ? plan.kWindows : X::kTileCols;  // outputs of a full tile
   const int64_t outputs = plan.in_tile ? p.PW : p.Q;
   const int64_t tiles = ceil_div(outputs, step);
-  int64_t next = p0;
+  // Results are written where they belong if that is a matter of whole vectors.
+  const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
+  sink.lanes = to_y ? a.y.stride[3] : lanes;
+  int64_t next = p0, first = ph0;  // first: of the rows that have not been copied to y
   for (int64_t ph = ph0; ph < ph1; ph++) {
+    sink.row =
+        to_y ? at<typename X::T>(a.y, n, k, ph, 0) : scratch.row + (ph - first) * p.PW * lanes;
     sink.codes = a.codes ? a.codes + ((n * p.PH + ph) * p.PW) * p.K + k : nullptr;
     const int64_t h0 = ph * p.pool_stride_h - p.pool_padding_h;
     if (plan.in_tile) {
-      const typename X::T* in = scratch.strip + (h0 - p0) * plan.reduction.out_row_step;
+      const typename X::T* in = strip + (h0 - p0) * plan.reduction.out_row_step;
       for (int64_t t = 0; t < tiles; t++) {  // as even as can be
         const int64_t pw = outputs * t / tiles, windows = outputs * (t + 1) / tiles - pw;
         const typename X::T* at = in + 2 * pw * plan.reduction.col_step;
-        if (windows == 3) {
-          pooled_tile<X, NV, 3>(plan, p, at, weight, pw, sink);
-        } else if (windows == 2) {
-          pooled_tile<X, NV, 2>(plan, p, at, weight, pw, sink);
-        } else {
-          pooled_tile<X, NV, 1>(plan, p, at, weight, pw, sink);
-        }
+        pooled_tile_for<X, NV>(windows)(plan, p, at, weight, pw, sink);
       }
     } else {
       for (next = max_of(next, h0); next < min_of(h0 + plan.span_h, p.P); next++) {
-        const typename X::T* in = scratch.strip + (next - p0) * plan.reduction.out_row_step;
-        typename X::T* out = scratch.ring + next % plan.span_h * p.Q * sink.lanes;
+        const typename X::T* in = strip + (next - p0) * plan.reduction.out_row_step;
+        typename X::T* ring_row =
+            p.pool == Pool::kNone ? nullptr : scratch.ring + next % plan.span_h * p.Q * lanes;
         for (int64_t t = 0; t < tiles; t++) {
           const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
-          ring_tile_for<X, NV>(cols)(plan, in + q * plan.reduction.col_step, weight, sink,
-                                     out + q * sink.lanes);
+          row_tile_for<X, NV>(cols)(plan, in + q * plan.reduction.col_step, weight, q, sink,
+                                    ring_row);
         }
       }
-      pool_row<X, NV>(p, scratch.ring, plan.span_h, ph, sink);
+      if (p.pool != Pool::kNone) pool_row<X, NV>(p, scratch.ring, plan.span_h, ph, sink);
     }
-    copy_matrix<X>(scratch.row, sink.lanes, 1, at<IO>(a.y, n, k, ph, 0), a.y.stride[3],
-                   a.y.stride[1], p.PW, sink.valid);
+    if (!to_y && (ph + 1 - first == plan.row_group || ph + 1 == ph1)) {
+      copy_matrix<X>(scratch.row, lanes, 1, at<IO>(a.y, n, k, first, 0), a.y.stride[3],
+                     a.y.stride[1], (ph + 1 - first) * p.PW, sink.valid);
+      first = ph + 1;
+    }
   }
 }
 
@@ -213,17 +252,24 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
     const ForwardPlan<X> plan(a);
     const ForwardScratch<X> scratch(p, plan, base);
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
-      const int64_t part = unit % plan.parts, g = unit / plan.parts % p.groups;
-      const int64_t n = unit / plan.parts / p.groups;
+      const int64_t filter_part = unit % plan.filter_parts, strip = unit / plan.filter_parts;
+      const int64_t part = strip % plan.parts, g = strip / plan.parts % p.groups;
+      const int64_t n = strip / plan.parts / p.groups;
       const int64_t ph0 = part * a.unit_rows, ph1 = min_of(ph0 + a.unit_rows, p.PH);
       const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
       const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
       const int64_t rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
-      stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h, rows,
-                         -p.padding_w, plan.width, plan.C, scratch.strip);
+      const typename X::T* rows_in = scratch.strip;
+      if (plan.in_place) {
+        rows_in = at<const typename X::T>(a.x, n, g * plan.C, p0 * p.stride_h, 0);
+      } else if (unit == unit_begin || filter_part == 0) {
+        stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h,
+                           rows, -p.padding_w, plan.width, plan.C, scratch.strip);
+      }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
-      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
+      const int64_t first = filter_part * a.unit_filters;
+      for (int64_t k0 = first; k0 < min_of(first + a.unit_filters, plan.K); k0 += plan.kBlock) {
         const RowSink<X> sink{scratch.row,
                               nullptr,
                               p.K,
@@ -234,9 +280,11 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
                               plan.activate_first};
         const auto* block = weight + k0 * p.R * p.S * plan.C;
         if (plan.filters - k0 > X::kLanes) {
-          forward_block<X, IO, 2>(a, plan, scratch, n, g * plan.K + k0, block, sink, ph0, ph1, p0);
+          forward_block<X, IO, 2>(a, plan, scratch, rows_in, n, g * plan.K + k0, block, sink, ph0,
+                                  ph1, p0);
         } else {
-          forward_block<X, IO, 1>(a, plan, scratch, n, g * plan.K + k0, block, sink, ph0, ph1, p0);
+          forward_block<X, IO, 1>(a, plan, scratch, rows_in, n, g * plan.K + k0, block, sink, ph0,
+                                  ph1, p0);
         }
       }
     }

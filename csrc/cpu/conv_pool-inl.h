@@ -23,7 +23,7 @@ static inline bool activates_first(const ConvReLUPoolParams& p) {
 template <class X>
 struct RowSink {
   using V = typename X::V;
-  typename X::T* row;  // [PW][lanes]
+  typename X::T* row;  // [PW][filters of the block], columns `lanes` apart
   uint8_t* codes;      // [PW][K] at the block's first filter, or null
   int64_t code_step, lanes, valid;
   const typename X::T* bias;  // [lanes]

@@ -12,6 +12,8 @@ struct View4 {
   int64_t stride[4];
 };
 
+inline constexpr int64_t kFilterStep = 32;  // a multiple of the filters that a kernel takes at once
+
 struct ConvForwardArgs {
   const ConvReLUPoolParams* params;
   DType dtype;          // of x, weight, bias and y
@@ -21,8 +23,9 @@ struct ConvForwardArgs {
   View4 y;              // [N, K, PH, PW]
   uint8_t* codes;       // [N, PH, PW, K] or null
   void* packed_weight;  // filled by pack
-  int64_t unit_rows;    // pooled rows of one unit of work, of the direct kernel
   int64_t threads;      // that units are shared out to
+  int64_t unit_rows;    // direct: pooled rows of one unit of work
+  int64_t unit_filters;  // direct: filters of one unit, a multiple of kFilterStep, or all of a group
 };
 
 struct ConvBackwardArgs {
@@ -42,8 +45,9 @@ struct ConvBackwardArgs {
   void* grad_bias;       // [K]
 };
 
-// Sizes are in bytes. A unit of forward is (image, group, unit_rows pooled rows); calls on disjoint
-// units may run in parallel, each with a scratch of its own, aligned to 64 bytes.
+// Sizes are in bytes. A unit of forward is (image, group, unit_rows pooled rows, unit_filters
+// filters), the last of them counted fastest; calls on disjoint units may run in parallel, each
+// with a scratch of its own, aligned to 64 bytes. No result depends on how the work is shared out.
 struct ConvReLUPoolKernels {
   int64_t (*forward_pack_size)(const ConvForwardArgs&);
   void (*forward_pack)(const ConvForwardArgs&);

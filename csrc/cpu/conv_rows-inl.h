@@ -17,6 +17,12 @@ static inline IO* at(const View4& v, int64_t n, int64_t c, int64_t h, int64_t w)
          w * v.stride[3];
 }
 
+// Whether `valid` of `lanes` results go to a tensor as they are: whole vectors, channels together.
+template <class X, class IO>
+static inline bool writes_to(const View4& v, int64_t lanes, int64_t valid) {
+  return kSameType<IO, typename X::T> && v.stride[1] == 1 && valid == lanes;
+}
+
 // Channels [c0, c0 + channels) of rows [h0, h0 + rows) and columns [w0, w0 + width) of image n;
 // what lies outside the image, and channels beyond the given ones, is zero.
 template <class X, class IO>
@@ -25,6 +31,13 @@ static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t
                         int64_t strip_channels, typename X::T* strip) {
   const int64_t first = min_of(max_of(-w0, 0), width),
                 cols = max_of(0, min_of(W - max_of(w0, 0), width - first));
+  if (cols == width && x.stride[2] == width * x.stride[3] && h0 >= 0 && h0 + rows <= H) {
+    // Rows that follow one another in memory are one long row.
+    if (channels < strip_channels) fill_zero(strip, rows * width * strip_channels);
+    copy_matrix<X>(at<const IO>(x, n, c0, h0, w0), x.stride[3], x.stride[1], strip, strip_channels,
+                   1, rows * width, channels);
+    return;
+  }
   for (int64_t i = 0; i < rows; i++) {
     typename X::T* row = strip + i * width * strip_channels;
     const int64_t h = h0 + i;

@@ -139,22 +139,28 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
         for (int64_t i = 0; i < rows; i++) {
           const int64_t n = (first + i) / image_rows, h0 = (first + i) % image_rows * kOutputs;
           const int64_t count = min_of(kOutputs, p.H - h0);
+          const int64_t valid = min_of(lanes, plan.C - c0);
+          const bool to_x = writes_to<X, IO>(a.grad_x, lanes, valid);
+          typename X::T* out =
+              to_x ? at<typename X::T>(a.grad_x, n, g * plan.C + c0, h0, 0) : s.out;
+          const int64_t row = to_x ? a.grad_x.stride[2] : p.W * lanes;
+          const int64_t col = to_x ? a.grad_x.stride[3] : lanes;
           for (int64_t t = 0; t < plan.tiles; t++) {
             const int64_t cols = min_of(kOutputs, p.W - kOutputs * t);
             for (int v = 0; v < NV; v++) {
               typename X::V o[kOutputs][kOutputs];
               transform_output<X>(s.m + (i * plan.tiles + t) * lanes + v * X::kLanes, plan.m_plane,
                                   o);
-              typename X::T* to = s.out + kOutputs * t * lanes + v * X::kLanes;
+              typename X::T* to = out + kOutputs * t * col + v * X::kLanes;
               for_each_output<kOutputs, kOutputs>(count, cols, [&](int64_t r, int64_t j) {
-                X::store(to + (r * p.W + j) * lanes, o[r][j]);
+                X::store(to + r * row + j * col, o[r][j]);
               });
             }
           }
-          for (int64_t r = 0; r < count; r++) {
+          for (int64_t r = 0; r < count && !to_x; r++) {
             copy_matrix<X>(s.out + r * p.W * lanes, lanes, 1,
                            at<IO>(a.grad_x, n, g * plan.C + c0, h0 + r, 0), a.grad_x.stride[3],
-                           a.grad_x.stride[1], p.W, min_of(lanes, plan.C - c0));
+                           a.grad_x.stride[1], p.W, valid);
           }
         }
       });
@@ -308,9 +314,9 @@ static void write_taps(const ConvBackwardArgs& a, const typename X::T* sums, int
       for (int t = 0; t < kTaps; t++) X::store(taps[r][t][i], o[r][t]);
     }
   }
-  for (int64_t r = 0; r < p.R; r++) {
+  for (int64_t r = 0; r < min_of(p.R, kTaps); r++) {
     if (stride[1] == 1) {
-      for (int64_t t = 0; t < p.S; t++) {
+      for (int64_t t = 0; t < min_of(p.S, kTaps); t++) {
         copy_matrix<X>(taps[r][t][0], X::kLanes, 1, at<IO>(a.grad_weight, k, c, r, t), stride[1],
                        stride[0], channels, filters);
       }

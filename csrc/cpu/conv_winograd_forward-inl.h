@@ -178,11 +178,13 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, per_tile = plan.in_tile ? kOutputs / 2 : kOutputs;
   const int64_t rows = at_row.ph1 - at_row.ph0;
-  sink.lanes = lanes;
+  const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
+  sink.lanes = to_y ? a.y.stride[3] : lanes;
   RowSink<X> sinks[kOutputs];
   for (int64_t i = 0; i < rows; i++) {
     sinks[i] = sink;
-    sinks[i].row = s.out + i * p.PW * lanes;
+    sinks[i].row = to_y ? at<typename X::T>(a.y, at_row.n, k, at_row.ph0 + i, 0)
+                        : s.out + i * p.PW * lanes;
     sinks[i].codes =
         a.codes ? a.codes + (at_row.n * p.PH + at_row.ph0 + i) * p.PW * p.K + k : nullptr;
   }
@@ -208,7 +210,7 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
       }
     }
   }
-  for (int64_t i = 0; i < rows; i++) {
+  for (int64_t i = 0; i < rows && !to_y; i++) {
     copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, at_row.n, k, at_row.ph0 + i, 0),
                    a.y.stride[3], a.y.stride[1], p.PW, sink.valid);
   }
@@ -224,8 +226,8 @@ static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes;
   const int64_t rows = min_of(kOutputs, p.P - at_row.row);
-  sink.lanes = lanes;
-  sink.row = s.out;
+  const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
+  sink.lanes = to_y ? a.y.stride[3] : lanes;
   typename X::T* to[kOutputs];
   for (int i = 0; i < kOutputs; i++) {
     to[i] = s.conv + (at_row.row + i) % s.slots * p.Q * lanes;
@@ -244,7 +246,9 @@ static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X
   }
   for (int64_t ph = at_row.ph0; at_row.last && ph < at_row.ph1; ph++) {
     sink.codes = a.codes ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
+    sink.row = to_y ? at<typename X::T>(a.y, at_row.n, k, ph, 0) : s.out;
     pool_row<X, NV>(p, s.conv, s.slots, ph, sink);
+    if (to_y) continue;
     copy_matrix<X>(s.out, lanes, 1, at<IO>(a.y, at_row.n, k, ph, 0), a.y.stride[3], a.y.stride[1],
                    p.PW, sink.valid);
   }

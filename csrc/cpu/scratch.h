@@ -1,6 +1,6 @@
 // Memory that kernels reuse from call to call, one buffer of each purpose per thread. Fresh pages
-// cost as much as the arithmetic at these sizes, so a buffer is kept; one larger than kKept is
-// given back after the call that needed it.
+// cost as much as the arithmetic at these sizes, so a buffer is kept; one larger than kKept only
+// until the next call that needs one.
 #pragma once
 
 #include <cstdint>

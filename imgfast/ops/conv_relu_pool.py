@@ -71,6 +71,8 @@ def conv_relu_pool(
         - Of equal values the first in row-major order is the maximum, and NaN propagates, as in
           torch. For a monotone activation the pool is taken before it: where rounding makes sigmoid
           or tanh saturate, the gradient goes to the true maximum, not to the first tie.
+        - Without gradients, packed weights are kept for the next call and used only if weight and
+          bias are the same byte for byte, however they were changed; 256 MB at most.
         - Sums are accumulated in float32 for bfloat16 and float16.
         - ``"auto"`` takes Winograd's algorithm for 3 x 3 filters where it pays. Its error is larger
           than the direct one's: up to 4e-5 of the convolution's standard deviation on normal data,

@@ -7,6 +7,8 @@ import torch
 from ops.conv_cases import assert_near, check, exact, gradients, lay_out, make, stock
 
 import imgfast
+from imgfast.ops.conv_relu_pool import _bind
+from imgfast.ops.conv_relu_pool_route import spec_of
 
 ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "none")
 POOLS = ("max", "avg", "none")
@@ -32,6 +34,39 @@ def test_map_sizes(width, pool):
 @pytest.mark.parametrize("channels", [3, 16, 20])
 def test_layouts_and_dtypes(dtype, layout, channels):
     check(*make(2, channels, 9, 10, 18, 3, 3, dtype=dtype, layout=layout), padding=1)
+
+
+# Without padding, channels that lie together are read where they are: of dense pixels a row of taps
+# is one run, of a slice of the channels or a dilated filter it is several. Rows of 8, 7 and 27
+# results are copied to NCHW singly or several at a time, and 32 filters, not 20, straight to
+# channels_last.
+@pytest.mark.parametrize("channels", [slice(None), slice(2, 18), slice(5, 6)])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("filters", [20, 32])
+@pytest.mark.parametrize(
+    ("taps", "options"),
+    [
+        (1, {}),
+        (1, {"stride": 2, "pool": "none"}),
+        (1, {"pool_size": 3, "pool_stride": 1}),
+        (2, {"pool": "none", "activation": "gelu"}),
+        (3, {"pool": "avg"}),
+        (3, {"dilation": 2}),
+        (3, {"stride": (1, 2), "pool": "none"}),
+    ],
+)
+def test_without_padding(taps, options, filters, layout, channels):
+    for height, width in ((16, 16), (17, 56)):
+        x, _, _ = make(2, 20, height, width, 1, 1, 1, layout=layout)
+        x = x[:, channels]
+        _, weight, bias = make(1, x.shape[1], 1, 1, filters, taps, taps)
+        check(x, weight, bias, **options)
+
+
+def test_without_padding_in_groups():
+    x, weight, bias = make(2, 24, 9, 9, 64, 3, 3, groups=2, layout="channels_last")
+    check(x, weight, bias, groups=2)
+    check(x, weight, bias, groups=2, pool="none")
 
 
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
@@ -208,6 +243,36 @@ def test_gradients_keep_layouts():
     )
     assert grad_x.is_contiguous(memory_format=torch.channels_last)
     assert grad_weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# One image, whose rows, filters or both are shared out: maps larger and smaller than the filters,
+# an odd number of filter blocks, a row that cannot be divided, groups, and rings of rows.
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 16, 40, 40, 40, 3, 3), {"padding": 1}),
+        ((1, 64, 7, 7, 200, 3, 3), {"padding": 1, "pool": "none"}),
+        ((1, 64, 7, 7, 200, 3, 3), {"padding": 1, "pool_size": 3, "pool_stride": 2}),
+        ((2, 48, 3, 30, 100, 3, 3), {"padding": (0, 1), "pool": "none", "activation": "silu"}),
+        ((1, 256, 14, 14, 72, 1, 1), {"pool": "avg"}),
+        ((1, 64, 8, 8, 192, 3, 3), {"padding": 1, "groups": 2, "stride": 2, "pool": "none"}),
+    ],
+)
+def test_threads_do_not_change_a_bit(shape, options):
+    tensors = [torch.randn_like(t) for t in make(*shape, groups=options.get("groups", 1))]
+    geometry = spec_of(*_bind(**options)).geometry(tensors[1].shape)
+    save_codes = options.get("pool") != "none"
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4, 7):
+            torch.set_num_threads(threads)
+            results.append(torch.ops.imgfast.conv_relu_pool(*tensors, geometry, save_codes))
+    finally:
+        torch.set_num_threads(before)
+    assert_near(results[0][0], stock(*(t.double() for t in tensors), **options), "y")
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
