@@ -100,9 +100,7 @@ struct F32 {
     _mm256_storeu_si256((__m256i*)lanes, _mm256_add_epi32(order, _mm256_set1_epi32(first_lane)));
     return __builtin_popcount(bits);
   }
-  static V permute(V a, V index) {
-    return _mm256_permutevar8x32_ps(a, _mm256_castps_si256(index));
-  }
+  static V permute(V a, V index) { return _mm256_permutevar8x32_ps(a, _mm256_castps_si256(index)); }
   static V keep(V a) {
     asm("" : "+x"(a));
     return a;

@@ -84,9 +84,7 @@ struct F32 {
                                                 _mm512_set1_epi32(first_lane)));
     return __builtin_popcount(m);
   }
-  static V permute(V a, V index) {
-    return _mm512_permutexvar_ps(_mm512_castps_si512(index), a);
-  }
+  static V permute(V a, V index) { return _mm512_permutexvar_ps(_mm512_castps_si512(index), a); }
   static V keep(V a) {
     asm("" : "+v"(a));
     return a;
