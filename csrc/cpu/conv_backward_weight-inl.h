@@ -5,7 +5,8 @@
 //
 // A few pooled rows at a time become one list of (place in the input strip, gradient) per filter.
 // The taps' sums of one filter and block of channels stay in registers while its list is read; the
-// strip's block stays in L1.
+// strip's block stays in L1. Layers of few input channels have a kernel of their own, in
+// conv_backward_weight_lookup-inl.h.
 #pragma once
 
 #include "conv_backward_weight_lookup-inl.h"

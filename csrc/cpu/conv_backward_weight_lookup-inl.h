@@ -248,8 +248,11 @@ static void stage_index(const ConvBackwardArgs& a, const LookupPlan<X>& plan, in
   for (int64_t i = 0; i < (ph1 - ph0) * p.PW; i++, codes += p.K, index += plan.lanes) {
     for (int64_t k = 0; k < plan.K; k += X::kLanes) {
       const int left = static_cast<int>(min_of(X::kLanes, plan.K - k));
-      // kBlocked is beyond the bits that a permutation looks at.
-      X::store(index + k, X::permute(lane, X::load_integers(codes + k, left)));
+      // kBlocked is beyond the bits that a permutation looks at. A whole vector is worth its
+      // branch.
+      const auto code = left < X::kLanes ? X::load_integers(codes + k, left)
+                                         : X::load_integers(codes + k, X::kLanes);
+      X::store(index + k, X::permute(lane, code));
     }
   }
 }
