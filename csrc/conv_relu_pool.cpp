@@ -29,9 +29,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kUnitBytes = 128 << 10;   // input rows that one unit of forward work stages
-constexpr int64_t kUnitsPerThread = 4;      // so that the last ones finish together
-constexpr int64_t kWorthAThread = 1 << 16;  // multiply-adds below which a thread does not pay
+constexpr int64_t kUnitBytes = 128 << 10;        // input rows that one unit of forward work stages
+constexpr int64_t kUnitsPerThread = 4;           // so that the last ones finish together
+constexpr int64_t kWorthAThread = 1 << 16;       // multiply-adds below which a thread does not pay
 constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compare
 
 // What Winograd's kernels are made for: see csrc/cpu/winograd-inl.h.

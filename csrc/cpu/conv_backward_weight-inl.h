@@ -5,16 +5,22 @@
 //
 // A few pooled rows at a time become one list of (place in the input strip, gradient) per filter.
 // The taps' sums of one filter and block of channels stay in registers while its list is read; the
-// strip's block stays in L1.
+// strip's block stays in L1. Layers of few input channels have a kernel of their own, in
+// conv_backward_weight_lookup-inl.h.
 #pragma once
 
+#include "conv_backward_weight_lookup-inl.h"
 #include "conv_gradient-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
 template <class X>
+struct BackwardWeightScratch;
+
+template <class X>
 struct BackwardWeightPlan {
   using T = typename X::T;
+  using Scratch = BackwardWeightScratch<X>;
   static constexpr int kStripBytes = 40 * 1024;  // of a block of channels, to stay in L1
   static constexpr int kSums = X::kTileCols >= 12 ? 18 : 12;  // that stay in registers
   static constexpr int kVectors = 6;                          // of a run, at a time
@@ -51,6 +57,7 @@ struct BackwardWeightPlan {
     return round_up(strip_rows * width * taps.block + 2 * X::kLanes, 16);
   }
   int64_t filter_size() const { return taps.blocks * taps.padded_filter(); }
+  int64_t partial_size(const ConvReLUPoolParams& p) const { return p.K * filter_size(); }
 };
 
 template <class X>
@@ -208,22 +215,6 @@ static void list_by_filter(const ConvBackwardArgs& a, const BackwardWeightPlan<X
   }
 }
 
-static int64_t conv_backward_weight_partial_size(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
-    using X = decltype(x);
-    const BackwardWeightPlan<X> plan(*a.params);
-    return a.params->K * plan.filter_size() * static_cast<int64_t>(sizeof(typename X::T));
-  });
-}
-
-static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
-    using X = decltype(x);
-    const BackwardWeightPlan<X> plan(*a.params);
-    return BackwardWeightScratch<X>(*a.params, plan, Arena{nullptr}).size;
-  });
-}
-
 // An average's pooled gradient reaches the bias once a position that the activation lets through.
 template <class X>
 static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan,
@@ -235,6 +226,83 @@ static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan,
   }
 }
 
+template <class X, class IO>
+static void add_strip(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
+                      const BackwardWeightScratch<X>& s, int64_t n, int64_t g, int64_t ph0,
+                      int64_t ph1, typename X::T* weight, typename X::T* bias) {
+  using T = typename X::T;
+  const ConvReLUPoolParams& p = *a.params;
+  const TapRuns<X>& taps = plan.taps;
+  const int64_t k0 = g * plan.K;
+  const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
+  const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
+  s.gradient.template stage<IO>(a, n, k0, ph0, ph1);
+  if (weight || p.pool == Pool::kAvg) {
+    const WindowWalk walk(p, p.stride_h * plan.width * taps.block, p.stride_w * taps.block);
+    list_by_filter(a, plan, s, walk, n, k0, ph0, ph1, p0);
+  }
+  if (bias && p.pool == Pool::kAvg) {
+    add_bias_gradient_of_lists(plan, s, bias + k0);
+  } else if (bias) {
+    add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, bias + k0);
+  }
+  if (!weight) return;
+  const int64_t input_rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+  for (int64_t b = 0; b < taps.blocks; b++) {
+    T* strip = s.strip + b * plan.strip_block();
+    stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
+                       min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h,
+                       input_rows, -p.padding_w, plan.width, taps.block, strip);
+    accumulate_block(p, plan, s, strip,
+                     weight + k0 * plan.filter_size() + b * taps.padded_filter());
+  }
+}
+
+template <class X, class IO>
+static void write_weight(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
+                         const typename X::T* sums) {
+  const ConvReLUPoolParams& p = *a.params;
+  const TapRuns<X>& taps = plan.taps;
+  const bool dilated = p.dilation_w != 1;
+  const int64_t run_size = taps.vectors * X::kLanes;
+  for (int64_t k = 0; k < p.K; k++) {
+    for (int64_t b = 0; b < taps.blocks; b++, sums += taps.padded_filter()) {
+      for (int64_t r = 0; r < p.R; r++) {
+        copy_matrix<X>(sums + (dilated ? r * p.S : r) * run_size, dilated ? run_size : taps.block,
+                       1, at<IO>(a.grad_weight, k, b * taps.block, r, 0), a.grad_weight.stride[3],
+                       a.grad_weight.stride[1], p.S, min_of(taps.block, plan.C - b * taps.block));
+      }
+    }
+  }
+}
+
+// Calls function with the plan of the kernel that this layer gets.
+template <class X, class Function>
+static inline auto with_weight_plan(const ConvReLUPoolParams& p, Function function) {
+  if constexpr (X::kPermutes) {
+    if (LookupPlan<X>::fits(p)) return function(LookupPlan<X>(p));
+  }
+  return function(BackwardWeightPlan<X>(p));
+}
+
+static int64_t conv_backward_weight_partial_size(const ConvBackwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    using X = decltype(x);
+    return with_weight_plan<X>(*a.params, [&](auto plan) {
+      return plan.partial_size(*a.params) * static_cast<int64_t>(sizeof(typename X::T));
+    });
+  });
+}
+
+static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    return with_weight_plan<decltype(x)>(*a.params, [&](auto plan) {
+      using Scratch = typename decltype(plan)::Scratch;
+      return Scratch(*a.params, plan, Arena{nullptr}).size;
+    });
+  });
+}
+
 static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
                                  int64_t slot, void* base) {
   with_dtype(a.dtype, [&](auto x, auto io) {
@@ -242,43 +310,20 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
     using IO = decltype(io);
     using T = typename X::T;
     const ConvReLUPoolParams& p = *a.params;
-    const BackwardWeightPlan<X> plan(p);
-    const TapRuns<X>& taps = plan.taps;
-    const BackwardWeightScratch<X> s(p, plan, Arena{static_cast<char*>(base)});
-    const WindowWalk walk(p, p.stride_h * plan.width * taps.block, p.stride_w * taps.block);
-    T* weight = a.partial_weight
-                    ? static_cast<T*>(a.partial_weight) + slot * p.K * plan.filter_size()
-                    : nullptr;
-    T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
-    for (int64_t row = row_begin; row < row_end;) {
-      const int64_t n = row / p.PH, ph0 = row % p.PH;
-      const int64_t ph1 = min_of(min_of(ph0 + plan.rows, p.PH), ph0 + row_end - row);
-      const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
-      const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
-      row += ph1 - ph0;
-      for (int64_t g = 0; g < p.groups; g++) {
-        const int64_t k0 = g * plan.K;
-        s.gradient.template stage<IO>(a, n, k0, ph0, ph1);
-        const bool lists = weight || p.pool == Pool::kAvg;
-        if (lists) list_by_filter(a, plan, s, walk, n, k0, ph0, ph1, p0);
-        if (bias && p.pool == Pool::kAvg) {
-          add_bias_gradient_of_lists(plan, s, bias + k0);
-        } else if (bias) {
-          add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, bias + k0);
-        }
-        if (!weight) continue;
-        const int64_t input_rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
-        for (int64_t b = 0; b < taps.blocks; b++) {
-          T* strip = s.strip + b * plan.strip_block();
-          stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
-                             min_of(taps.block, plan.C - b * taps.block),
-                             p0 * p.stride_h - p.padding_h, input_rows, -p.padding_w, plan.width,
-                             taps.block, strip);
-          accumulate_block(p, plan, s, strip,
-                           weight + k0 * plan.filter_size() + b * taps.padded_filter());
+    with_weight_plan<X>(p, [&](auto plan) {
+      const typename decltype(plan)::Scratch scratch(p, plan, Arena{static_cast<char*>(base)});
+      T* weight = a.partial_weight ? static_cast<T*>(a.partial_weight) + slot * plan.partial_size(p)
+                                   : nullptr;
+      T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
+      for (int64_t row = row_begin; row < row_end;) {
+        const int64_t n = row / p.PH, ph0 = row % p.PH;
+        const int64_t ph1 = min_of(min_of(ph0 + plan.rows, p.PH), ph0 + row_end - row);
+        row += ph1 - ph0;
+        for (int64_t g = 0; g < p.groups; g++) {
+          add_strip<X, IO>(a, plan, scratch, n, g, ph0, ph1, weight, bias);
         }
       }
-    }
+    });
   });
 }
 
@@ -286,25 +331,13 @@ static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
-    using T = typename X::T;
     const ConvReLUPoolParams& p = *a.params;
-    const BackwardWeightPlan<X> plan(p);
-    const TapRuns<X>& taps = plan.taps;
-    T* weight = static_cast<T*>(a.partial_weight);
-    const int64_t run_size = taps.vectors * X::kLanes;
-    if (weight) add_slots<X>(weight, p.K * plan.filter_size(), slots);
-    for (int64_t k = 0; k < p.K && weight; k++) {
-      for (int64_t b = 0; b < taps.blocks; b++) {
-        const int64_t channels = min_of(taps.block, plan.C - b * taps.block);
-        const T* from = weight + k * plan.filter_size() + b * taps.padded_filter();
-        for (int64_t r = 0; r < p.R; r++) {
-          const bool dilated = p.dilation_w != 1;
-          copy_matrix<X>(from + (dilated ? r * p.S : r) * run_size, dilated ? run_size : taps.block,
-                         1, at<IO>(a.grad_weight, k, b * taps.block, r, 0), a.grad_weight.stride[3],
-                         a.grad_weight.stride[1], p.S, channels);
-        }
-      }
-    }
+    with_weight_plan<X>(p, [&](auto plan) {
+      auto* sums = static_cast<typename X::T*>(a.partial_weight);
+      if (!sums) return;
+      add_slots<X>(sums, plan.partial_size(p), slots);
+      write_weight<X, IO>(a, plan, sums);
+    });
     reduce_bias_gradient<X, IO>(a, slots);
   });
 }

@@ -66,59 +66,105 @@ struct GradientRows {
     y = arena.take<typename X::T>(needs_y(p) ? rows * p.PW * K : 0);
   }
 
-  // The gradient at the activation's argument. Blocked: the argument was <= 0 (see kBlocked).
-  static typename X::V through(const ConvReLUPoolParams& p, typename X::V g, typename X::V y,
-                               typename X::V code) {
-    const auto one = X::set1(1);
-    switch (p.activation) {
-      case Activation::kSigmoid:
-        return X::mul(g, X::mul(y, X::sub(one, y)));
-      case Activation::kTanh:
-        return X::mul(g, X::sub(one, X::mul(y, y)));
-      case Activation::kReLU:
-      case Activation::kLeakyReLU: {
-        if (p.pool == Pool::kAvg) return g;  // position by position, by the bits of the code
-        const auto blocked =
-            p.pool == Pool::kNone ? X::ge(X::zero(), y) : X::ge(code, X::set1(kBlocked));
-        const double slope = p.activation == Activation::kReLU ? 0.0 : kLeakyReLUSlope;
-        return X::blend(blocked, slope == 0.0 ? X::zero() : X::mul(g, X::set1(slope)), g);
-      }
-      default:
-        return g;
-    }
-  }
-
   template <class IO>
   void stage(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t ph0, int64_t ph1) const {
     const ConvReLUPoolParams& p = *a.params;
-    const bool transforms = p.activation != Activation::kNone || p.pool == Pool::kAvg;
+    copy_rows<IO>(p, a.grad_y, n, k0, ph0, ph1, grad);
+    if (needs_y(p)) copy_rows<IO>(p, a.y, n, k0, ph0, ph1, y);
+    if (p.pool == Pool::kAvg) return divide(p, ph0, ph1);
+    const uint8_t* codes = a.codes ? a.codes + (n * p.PH + ph0) * p.PW * p.K + k0 : nullptr;
+    const int64_t positions = (ph1 - ph0) * p.PW;
+    switch (p.activation) {
+      case Activation::kReLU:
+        return differentiate<Activation::kReLU>(codes, p.K, positions);
+      case Activation::kLeakyReLU:
+        return differentiate<Activation::kLeakyReLU>(codes, p.K, positions);
+      case Activation::kSigmoid:
+        return differentiate<Activation::kSigmoid>(codes, p.K, positions);
+      case Activation::kTanh:
+        return differentiate<Activation::kTanh>(codes, p.K, positions);
+      default:
+        return;
+    }
+  }
+
+ private:
+  // Rows that follow each other in memory are one matrix.
+  template <class IO>
+  void copy_rows(const ConvReLUPoolParams& p, const View4& from, int64_t n, int64_t k0, int64_t ph0,
+                 int64_t ph1, typename X::T* to) const {
+    const int64_t rows = from.stride[2] == p.PW * from.stride[3] ? ph1 - ph0 : 1;
+    for (int64_t ph = ph0; ph < ph1; ph += rows, to += rows * p.PW * K) {
+      copy_matrix<X>(at<const IO>(from, n, k0, ph, 0), from.stride[3], from.stride[1], to, K, 1,
+                     rows * p.PW, K);
+    }
+  }
+
+  // What an average's activation lets through is decided position by position, by the bits of the
+  // code.
+  void divide(const ConvReLUPoolParams& p, int64_t ph0, int64_t ph1) const {
+    typename X::T* g = grad;
     for (int64_t ph = ph0; ph < ph1; ph++) {
-      typename X::T* g = grad + (ph - ph0) * p.PW * K;
-      typename X::T* out = y + (ph - ph0) * p.PW * K;
-      copy_matrix<X>(at<const IO>(a.grad_y, n, k0, ph, 0), a.grad_y.stride[3], a.grad_y.stride[1],
-                     g, K, 1, p.PW, K);
-      if (needs_y(p)) {
-        copy_matrix<X>(at<const IO>(a.y, n, k0, ph, 0), a.y.stride[3], a.y.stride[1], out, K, 1,
-                       p.PW, K);
-      }
-      if (!transforms) continue;
-      for (int64_t pw = 0; pw < p.PW; pw++, g += K, out += needs_y(p) ? K : 0) {
-        const uint8_t* codes =
-            a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + k0 : nullptr;
-        const auto scale = X::set1(static_cast<typename X::T>(
-            p.pool == Pool::kAvg ? 1.0 / avg_divisor(p, ph * p.pool_stride_h - p.pool_padding_h,
-                                                     pw * p.pool_stride_w - p.pool_padding_w)
-                                 : 1.0));
+      for (int64_t pw = 0; pw < p.PW; pw++, g += K) {
+        const auto scale = X::set1(
+            static_cast<typename X::T>(1.0 / avg_divisor(p, ph * p.pool_stride_h - p.pool_padding_h,
+                                                         pw * p.pool_stride_w - p.pool_padding_w)));
         for (int64_t k = 0; k < K; k += X::kLanes) {
           const int left = static_cast<int>(min_of(X::kLanes, K - k));
-          const auto code = codes ? X::load(codes + k, left) : X::zero();
-          const auto value = needs_y(p) ? X::load(out + k, left) : X::zero();
-          X::store(g + k, X::mul(through(p, X::load(g + k, left), value, code), scale), left);
+          X::store(g + k, X::mul(X::load(g + k, left), scale), left);
         }
       }
     }
   }
+
+  // Takes the gradients through the activation; codes [positions][code_step], or null without a
+  // pool.
+  template <Activation kActivation>
+  void differentiate(const uint8_t* codes, int64_t code_step, int64_t positions) const {
+    const int64_t run = code_step == K || !codes ? positions * K : K;  // without a gap
+    for (int64_t i = 0; i < positions * K; i += run, codes += codes ? code_step : 0) {
+      int64_t k = 0;
+      for (; k + X::kLanes <= run; k += X::kLanes) {
+        differentiate_vector<kActivation>(i + k, codes ? codes + k : nullptr, X::kLanes);
+      }
+      if (k < run) {
+        differentiate_vector<kActivation>(i + k, codes ? codes + k : nullptr,
+                                          static_cast<int>(run - k));
+      }
+    }
+  }
+
+  template <Activation kActivation>
+  [[gnu::always_inline]] void differentiate_vector(int64_t i, const uint8_t* codes, int n) const {
+    const auto g = X::load(grad + i, n), one = X::set1(1);
+    if constexpr (kActivation == Activation::kSigmoid) {
+      const auto value = X::load(y + i, n);
+      X::store(grad + i, X::mul(g, X::mul(value, X::sub(one, value))), n);
+    } else if constexpr (kActivation == Activation::kTanh) {
+      const auto value = X::load(y + i, n);
+      X::store(grad + i, X::mul(g, X::sub(one, X::mul(value, value))), n);
+    } else {  // blocked: the argument was <= 0
+      const auto blocked =
+          codes ? X::ge(X::load(codes, n), X::set1(kBlocked)) : X::ge(X::zero(), X::load(y + i, n));
+      const auto small = kActivation == Activation::kReLU
+                             ? X::zero()
+                             : X::mul(g, X::set1(static_cast<typename X::T>(kLeakyReLUSlope)));
+      X::store(grad + i, X::blend(blocked, small, g), n);
+    }
+  }
 };
+
+// sums[k] += the gradients of all positions, grad [positions][K].
+template <class X>
+static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
+                              typename X::T* sums) {
+  for (int64_t k = 0; k < K; k += X::kLanes) {
+    const int n = static_cast<int>(min_of(X::kLanes, K - k));
+    auto total = X::zero();
+    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
+    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
+  }
+}
 
 // The positions of one window that may carry a gradient: all of an average, the named one of a
 // maximum.
@@ -157,18 +203,6 @@ struct WindowWalk {
     return p.activation == Activation::kLeakyReLU ? static_cast<T>(g * kLeakyReLUSlope) : g;
   }
 };
-
-// sums[k] += the gradients of all positions.
-template <class X>
-static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
-                              typename X::T* sums) {
-  for (int64_t k = 0; k < K; k += X::kLanes) {
-    const int n = static_cast<int>(min_of(X::kLanes, K - k));
-    auto total = X::zero();
-    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
-    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
-  }
-}
 
 // Adds the slots [slots][size] to the first, in their order, so that the result depends on their
 // number alone. Size is a multiple of the lanes.

@@ -25,7 +25,8 @@ struct ConvForwardArgs {
   void* packed_weight;  // filled by pack
   int64_t threads;      // that units are shared out to
   int64_t unit_rows;    // direct: pooled rows of one unit of work
-  int64_t unit_filters;  // direct: filters of one unit, a multiple of kFilterStep, or all of a group
+  int64_t
+      unit_filters;  // direct: filters of one unit, a multiple of kFilterStep, or all of a group
 };
 
 struct ConvBackwardArgs {

@@ -306,23 +306,25 @@ static void write_taps(const ConvBackwardArgs& a, const typename X::T* sums, int
                        int64_t step, int64_t k, int64_t filters, int64_t c, int64_t channels) {
   const ConvReLUPoolParams& p = *a.params;
   const int64_t* stride = a.grad_weight.stride;
-  typename X::T taps[kTaps][kTaps][X::kLanes][X::kLanes];  // [r][s][channel][filter]
+  constexpr int64_t kTap = X::kLanes * X::kLanes;
+  typename X::T taps[kTaps * kTaps * kTap];  // [r][s][channel][filter]
   for (int64_t i = 0; i < channels; i++) {
     typename X::V o[kTaps][kTaps];
     transform_output<X>(sums + i * step, plane, o);
     for (int r = 0; r < kTaps; r++) {
-      for (int t = 0; t < kTaps; t++) X::store(taps[r][t][i], o[r][t]);
+      for (int t = 0; t < kTaps; t++)
+        X::store(taps + (r * kTaps + t) * kTap + i * X::kLanes, o[r][t]);
     }
   }
   for (int64_t r = 0; r < min_of(p.R, kTaps); r++) {
     if (stride[1] == 1) {
       for (int64_t t = 0; t < min_of(p.S, kTaps); t++) {
-        copy_matrix<X>(taps[r][t][0], X::kLanes, 1, at<IO>(a.grad_weight, k, c, r, t), stride[1],
-                       stride[0], channels, filters);
+        copy_matrix<X>(taps + (r * kTaps + t) * kTap, X::kLanes, 1,
+                       at<IO>(a.grad_weight, k, c, r, t), stride[1], stride[0], channels, filters);
       }
     } else {
       for (int64_t i = 0; i < channels; i++) {
-        copy_matrix<X>(taps[r][0][i], X::kLanes * X::kLanes, 1,
+        copy_matrix<X>(taps + r * kTaps * kTap + i * X::kLanes, kTap, 1,
                        at<IO>(a.grad_weight, k, c + i, r, 0), stride[3], stride[0], p.S, filters);
       }
     }

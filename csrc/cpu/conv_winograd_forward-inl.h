@@ -178,13 +178,11 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, per_tile = plan.in_tile ? kOutputs / 2 : kOutputs;
   const int64_t rows = at_row.ph1 - at_row.ph0;
-  const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
-  sink.lanes = to_y ? a.y.stride[3] : lanes;
+  sink.lanes = lanes;
   RowSink<X> sinks[kOutputs];
   for (int64_t i = 0; i < rows; i++) {
     sinks[i] = sink;
-    sinks[i].row = to_y ? at<typename X::T>(a.y, at_row.n, k, at_row.ph0 + i, 0)
-                        : s.out + i * p.PW * lanes;
+    sinks[i].row = s.out + i * p.PW * lanes;
     sinks[i].codes =
         a.codes ? a.codes + (at_row.n * p.PH + at_row.ph0 + i) * p.PW * p.K + k : nullptr;
   }
@@ -210,7 +208,7 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
       }
     }
   }
-  for (int64_t i = 0; i < rows && !to_y; i++) {
+  for (int64_t i = 0; i < rows; i++) {
     copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, at_row.n, k, at_row.ph0 + i, 0),
                    a.y.stride[3], a.y.stride[1], p.PW, sink.valid);
   }

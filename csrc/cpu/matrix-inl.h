@@ -49,7 +49,9 @@ static void transpose_into(const In* src, int64_t src_stride, Out* dst, int64_t 
         for (int l = 0; l < kL; l++)
           block[l] = l < ni ? X::load(from + l * src_stride, nj) : X::zero();
         X::transpose(block);
-        for (int l = 0; l < nj; l++) X::store(to + l * dst_stride, block[l], ni);
+        for (int l = 0; l < kL; l++) {
+          if (l < nj) X::store(to + l * dst_stride, block[l], ni);
+        }
       }
     }
   }

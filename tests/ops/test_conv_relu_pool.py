@@ -120,6 +120,41 @@ def test_windows(pool, window):
     check(*make(2, 3, 11, 9, 10, 3, 3), padding=1, pool=pool, **window)
 
 
+# The weight gradient of few input channels has a kernel of its own: filters fill vectors, taps come
+# in blocks of at most 4 x 4 and 12, rows and columns are sorted by their remainder to the stride.
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"pool_size": 2},
+        {"pool_size": 2, "pool_stride": 1},
+        {"pool_size": 3},
+        {"pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (5, 1), (7, 2)])
+@pytest.mark.parametrize("filters", [1, 7, 16, 33, 64])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_few_channels(channels, filters, taps, stride, window, layout):
+    tensors = make(2, channels, 21, 19, filters, taps, taps, layout=layout)
+    check(*tensors, stride=stride, padding=taps // 2, **window)
+
+
+# Windows of up to a whole vector of 4, 8 or 16 positions and beyond, taps that no block divides.
+@pytest.mark.parametrize("window", [1, (1, 4), (4, 1), (2, 4), (4, 2), (4, 4), (1, 16), (16, 1), 5])
+@pytest.mark.parametrize("taps", [(1, 1), (1, 9), (9, 1), (2, 5), (11, 11)])
+@pytest.mark.parametrize("stride", [1, (2, 3), 4])
+def test_few_channels_odd_windows(stride, taps, window):
+    size = (window, window) if isinstance(window, int) else window
+    steps = (stride, stride) if isinstance(stride, int) else stride
+    height, width = (
+        tap + step * (2 * side + 1) for tap, step, side in zip(taps, steps, size, strict=True)
+    )
+    tensors = make(2, 4, height, width, 96, *taps, groups=2)
+    check(*tensors, stride=stride, groups=2, pool_size=window, pool_stride=1, ceil_mode=True)
+
+
 @pytest.mark.parametrize("dilation", [2, (1, 3)])
 def test_dilated_windows(dilation):
     check(*make(2, 3, 11, 12, 10, 3, 3), padding=1, pool_dilation=dilation, pool_stride=1)

@@ -14,6 +14,7 @@ struct F32 {
   using M = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kTileCols = 6;  // 2 x 6 accumulators, 2 weights, 1 broadcast of 16 registers
+  static constexpr bool kPermutes = true;
 
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(T a) { return _mm256_set1_ps(a); }
@@ -99,6 +100,16 @@ struct F32 {
     _mm256_storeu_si256((__m256i*)lanes, _mm256_add_epi32(order, _mm256_set1_epi32(first_lane)));
     return __builtin_popcount(bits);
   }
+  static V permute(V a, V index) { return _mm256_permutevar8x32_ps(a, _mm256_castps_si256(index)); }
+  static V keep(V a) {
+    asm("" : "+x"(a));
+    return a;
+  }
+  static V load_integers(const uint8_t* p, int n) {
+    __m128i bytes = _mm_setzero_si128();
+    std::memcpy(&bytes, p, n);
+    return _mm256_castsi256_ps(_mm256_cvtepu8_epi32(bytes));
+  }
   static void transpose(V (&a)[8]) {
     V b[8];
     for (int i = 0; i < 8; i += 4) {  // 4 x 4 inside every 128 bits
@@ -153,6 +164,7 @@ struct F64 {
   using M = __m256d;
   static constexpr int kLanes = 4;
   static constexpr int kTileCols = 6;
+  static constexpr bool kPermutes = false;
 
   static V zero() { return _mm256_setzero_pd(); }
   static V set1(T a) { return _mm256_set1_pd(a); }

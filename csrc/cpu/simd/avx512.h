@@ -15,6 +15,7 @@ struct F32 {
   static constexpr int kLanes = 16;
   static constexpr int kTileCols =
       12;  // 2 x 12 accumulators, 2 weights, 1 broadcast of 32 registers
+  static constexpr bool kPermutes = true;
 
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(T a) { return _mm512_set1_ps(a); }
@@ -83,6 +84,14 @@ struct F32 {
                                                 _mm512_set1_epi32(first_lane)));
     return __builtin_popcount(m);
   }
+  static V permute(V a, V index) { return _mm512_permutexvar_ps(_mm512_castps_si512(index), a); }
+  static V keep(V a) {
+    asm("" : "+v"(a));
+    return a;
+  }
+  static V load_integers(const uint8_t* p, int n) {
+    return _mm512_castsi512_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  }
   static void transpose(V (&a)[16]) {
     V b[16];
     for (int i = 0; i < 16; i += 4) {  // 4 x 4 inside every 128 bits
@@ -128,6 +137,7 @@ struct F64 {
   using M = __mmask8;
   static constexpr int kLanes = 8;
   static constexpr int kTileCols = 12;
+  static constexpr bool kPermutes = false;
 
   static V zero() { return _mm512_setzero_pd(); }
   static V set1(T a) { return _mm512_set1_pd(a); }

@@ -15,6 +15,12 @@
 //   compress (m, a, first, values, lanes)
 //                               the chosen lanes of a and their numbers, counted from first;
 //                               returns how many, and may write kLanes of each
+//   kPermutes                   whether the two words that follow are there
+//   permute (a, index)          lane i is lane index[i] of a; of index, vectors of integers by
+//   their
+//                               bits, only the low bits that number a lane are looked at
+//   keep (a)                    a, in a register: or the compiler reads memory again at every use
+//   load_integers (p, n)        n bytes as such integers
 //   transpose (a)               kLanes vectors as a square matrix
 //   sum, max (a)                over the lanes, in a fixed order
 #pragma once
@@ -32,6 +38,7 @@ struct Generic {
   typedef Integer M __attribute__((vector_size(16)));
   static constexpr int kLanes = 16 / sizeof(T);
   static constexpr int kTileCols = 6;
+  static constexpr bool kPermutes = false;
 
   static V zero() { return V{}; }
   static V set1(T a) { return V{} + a; }
