@@ -300,32 +300,40 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
   });
 }
 
-// Transforms the sums of some filters, a vector, and some channels, that many steps, to taps.
+// From taps [r][s][channel][filter], a vector of filters and some channels, to the gradient.
 template <class X, class IO, int kTaps>
-static void write_taps(const ConvBackwardArgs& a, const typename X::T* sums, int64_t plane,
-                       int64_t step, int64_t k, int64_t filters, int64_t c, int64_t channels) {
+[[gnu::noinline]] static void write_taps(const ConvBackwardArgs& a, const typename X::T* taps,
+                                         int64_t k, int64_t filters, int64_t c, int64_t channels) {
+  constexpr int64_t kTap = X::kLanes * X::kLanes;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t* stride = a.grad_weight.stride;
+  for (int64_t r = 0; r < p.R; r++, taps += kTaps * kTap) {
+    if (stride[1] == 1) {
+      for (int64_t t = 0; t < p.S; t++) {
+        copy_matrix<X>(taps + t * kTap, X::kLanes, 1, at<IO>(a.grad_weight, k, c, r, t), stride[1],
+                       stride[0], channels, filters);
+      }
+    } else {
+      for (int64_t i = 0; i < channels; i++) {
+        copy_matrix<X>(taps + i * X::kLanes, kTap, 1, at<IO>(a.grad_weight, k, c + i, r, 0),
+                       stride[3], stride[0], p.S, filters);
+      }
+    }
+  }
+}
+
+// The sums of a vector of filters and `channels` channels, that many steps apart, as taps
+// [r][s][channel][filter].
+template <class X, int kTaps>
+static void transform_sums(const typename X::T* sums, int64_t plane, int64_t step, int64_t channels,
+                           typename X::T* taps) {
   constexpr int64_t kTap = X::kLanes * X::kLanes;
-  typename X::T taps[kTaps * kTaps * kTap];  // [r][s][channel][filter]
   for (int64_t i = 0; i < channels; i++) {
     typename X::V o[kTaps][kTaps];
     transform_output<X>(sums + i * step, plane, o);
     for (int r = 0; r < kTaps; r++) {
-      for (int t = 0; t < kTaps; t++)
+      for (int t = 0; t < kTaps; t++) {
         X::store(taps + (r * kTaps + t) * kTap + i * X::kLanes, o[r][t]);
-    }
-  }
-  for (int64_t r = 0; r < min_of(p.R, kTaps); r++) {
-    if (stride[1] == 1) {
-      for (int64_t t = 0; t < min_of(p.S, kTaps); t++) {
-        copy_matrix<X>(taps + (r * kTaps + t) * kTap, X::kLanes, 1,
-                       at<IO>(a.grad_weight, k, c, r, t), stride[1], stride[0], channels, filters);
-      }
-    } else {
-      for (int64_t i = 0; i < channels; i++) {
-        copy_matrix<X>(taps + r * kTaps * kTap + i * X::kLanes, kTap, 1,
-                       at<IO>(a.grad_weight, k, c + i, r, 0), stride[3], stride[0], p.S, filters);
       }
     }
   }
@@ -340,6 +348,7 @@ static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
     const ConvReLUPoolParams& p = *a.params;
     const WinogradWeightPlan<X, kTaps> plan(p);
     auto* partial = static_cast<T*>(a.partial_weight);
+    T tile[kTaps * kTaps * X::kLanes * X::kLanes];
     add_slots<X>(partial, p.groups * plan.group_size(), slots);
     for (int64_t g = 0; g < p.groups; g++) {
       const T* sums = partial + g * plan.group_size();
@@ -347,10 +356,11 @@ static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
         constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
         for (int64_t k = 0; k < min_of(kLanes, plan.K - k0); k += X::kLanes) {
           for (int64_t c = 0; c < plan.C; c += X::kLanes) {
-            write_taps<X, IO, kTaps>(a, sums + k0 * kPlanes * plan.C + c * kLanes + k,
-                                     plan.C * kLanes, kLanes, g * plan.K + k0 + k,
-                                     min_of(X::kLanes, plan.K - k0 - k), c,
-                                     min_of(X::kLanes, plan.C - c));
+            const int64_t channels = min_of(X::kLanes, plan.C - c);
+            transform_sums<X, kTaps>(sums + k0 * kPlanes * plan.C + c * kLanes + k, plan.C * kLanes,
+                                     kLanes, channels, tile);
+            write_taps<X, IO, kTaps>(a, tile, g * plan.K + k0 + k,
+                                     min_of(X::kLanes, plan.K - k0 - k), c, channels);
           }
         }
       });

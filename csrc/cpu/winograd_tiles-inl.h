@@ -101,6 +101,10 @@ struct GradientStrip {
   void expand(const ConvBackwardArgs& a, int64_t n, int64_t g, int64_t p0, int64_t rows,
               int64_t q0) const {
     const ConvReLUPoolParams& p = *a.params;
+    if (p.pool == Pool::kNone && q0 <= 0 && p.Q - q0 <= width) {
+      copy_rows<IO>(a, n, g, p0, rows, -q0);
+      return;
+    }
     const int64_t span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     const int64_t span_w = (p.pool_w - 1) * p.pool_dilation_w + 1;
     const bool apart = p.pool_stride_h >= span_h && p.pool_stride_w >= span_w;
@@ -136,6 +140,25 @@ struct GradientStrip {
   }
 
  private:
+  // Without a pool, rows go through the activation to their place.
+  template <class IO>
+  void copy_rows(const ConvBackwardArgs& a, int64_t n, int64_t g, int64_t p0, int64_t rows,
+                 int64_t first) const {
+    const ConvReLUPoolParams& p = *a.params;
+    GradientRows<X> in_place = pooled;
+    for (int64_t i = 0; i < rows; i++) {
+      T* row = strip + i * width * K;
+      if (p0 + i < 0 || p0 + i >= p.P) {
+        fill_zero(row, width * K);
+        continue;
+      }
+      in_place.grad = row + first * K;
+      in_place.template stage<IO>(a, n, g * K, p0 + i, p0 + i + 1);
+      fill_zero(row, first * K);
+      fill_zero(in_place.grad + p.Q * K, (width - first - p.Q) * K);
+    }
+  }
+
   // to (+)= gradient where the code names the position.
   void add_where(const T* gradient, const uint8_t* codes, int position, bool apart, T* to) const {
     const auto wanted = X::set1(static_cast<T>(position)),

@@ -1,6 +1,7 @@
 """Which code runs a conv_relu_pool: the arguments in canonical form, and the choice of a route."""
 
 import enum
+import math
 import os
 from typing import NamedTuple
 
@@ -87,6 +88,16 @@ class Spec(NamedTuple):
             bool(g[18]),
             "winograd" if g[19] else "direct",
         )
+
+    def conv_size(self, x_shape, weight_shape) -> list[int]:
+        """Height and width of the convolution's output, of shapes that fit."""
+        padding = self.explicit_padding(weight_shape)
+        return [
+            (size + 2 * pad - d * (tap - 1) - 1) // step + 1
+            for size, pad, d, tap, step in zip(
+                x_shape[-2:], padding, self.dilation, weight_shape[2:], self.stride, strict=True
+            )
+        ]
 
     def explicit_padding(self, weight_shape):
         """The padding as a pair; None where ``"same"`` needs more on one side than on the other."""
@@ -181,7 +192,7 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
         or (_no_gradient(spec, x_shape, weight_shape) if needs_grad else None)
     )
     if obstacle is None and spec.algorithm == "auto":
-        obstacle = _slower(spec, dtype, x_shape, weight_shape)
+        obstacle = _slower(spec, dtype, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd":
         obstacle = _no_winograd(spec, dtype, weight_shape)
     if obstacle is None:
@@ -278,7 +289,7 @@ def _no_shapes(spec, x_shape, weight_shape, bias_shape) -> str | None:
     )
     if min(positive) < 1 or min(*padding, *spec.pool_padding) < 0:
         return "an argument is out of range"
-    filters, channels, *taps = weight_shape
+    filters, channels = weight_shape[:2]
     if (
         not isinstance(spec.groups, int)
         or spec.groups < 1
@@ -287,15 +298,11 @@ def _no_shapes(spec, x_shape, weight_shape, bias_shape) -> str | None:
         or (bias_shape is not None and bias_shape != (filters,))
     ):
         return "the shapes do not fit"
-    conv = [
-        size + 2 * pad - d * (tap - 1) - 1
-        for size, pad, d, tap in zip(x_shape[-2:], padding, spec.dilation, taps, strict=True)
-    ]
-    if min(conv) < 0:
+    conv = spec.conv_size(x_shape, weight_shape)
+    if min(conv) < 1:
         return "the filter is larger than the padded input"
     if spec.pool == "none":
         return None
-    conv = [room // s + 1 for room, s in zip(conv, spec.stride, strict=True)]
     if any(
         2 * pad > window or size + 2 * pad < d * (window - 1) + 1
         for size, window, pad, d in zip(
@@ -326,12 +333,25 @@ def _no_gradient(spec, x_shape, weight_shape) -> str | None:
     return None
 
 
-def _slower(spec, dtype, x_shape, weight_shape) -> str | None:
+def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
     """Where stock has been measured faster."""
-    if spec.groups > 1 and weight_shape[0] // spec.groups < 8:
-        return "stock is faster for groups of few filters"
     if dtype is torch.bfloat16 and _has_matrix_units() and not _stock_crashes(spec, dtype):
         return "stock is faster in bfloat16 on processors with matrix units"
+    filters, channels = weight_shape[0] // spec.groups, weight_shape[1]
+    if spec.groups > 1 and filters < 8:
+        return "stock is faster for groups of few filters"
+    weights = channels * weight_shape[0]
+    images = x_shape[0] if len(x_shape) == 4 else 1
+    positions = images * math.prod(spec.conv_size(x_shape, weight_shape))
+    if tuple(weight_shape[2:]) == (1, 1):
+        if spec.pool == "none" or (spec.pool == "avg" and needs_grad):
+            return "stock is faster for filters of 1 x 1 without a maximum"
+        if (filters < 8 and channels >= 16) or weights == 1:
+            return "stock is faster for few filters of 1 x 1"
+        if weights >= 4096 and positions < (800 if weights >= 2**18 else 256):
+            return "stock is faster for filters of 1 x 1 at few positions"
+    if needs_grad and (2048 * positions <= weights or (positions <= 16 and weights >= 4096)):
+        return "stock is faster for gradients of few positions"
     return None
 
 
@@ -381,10 +401,11 @@ class _Costs:
     PRODUCT = 1.1  # a multiply-add in a product of 36
     FROM_IMAGE, FROM_GRADIENT = 350, 400  # to transform a tile of one channel
     TO_OUTPUT, TO_ROWS = 200, 260  # of one filter, pooled in registers or in rows
-    FILTER, SUMS = 600, 900  # to transform a filter of one channel; sums of a weight gradient to it
-    READ, BATCH = 200, 48  # to read a transformed filter of one channel, once in so many tiles
+    FILTER, SUMS = 400, 900  # to transform a filter of one channel; sums of a weight gradient to it
+    READ, BATCH = 100, 48  # to read a transformed filter of one channel, once in so many tiles
     PACK = 25  # a tap of a direct filter
-    SPARSE_INPUT, SPARSE_WEIGHT = 1.55, 1.1  # a multiply-add in a sparse gradient
+    SPARSE = 1.1  # a multiply-add in a sparse gradient
+    LIST = 6.7  # per tap of a channel, to add up the filters of one position; 64 filters at a time
 
     def __init__(self, spec, x_shape, weight_shape, needs_grad):
         self.images = x_shape[0] if len(x_shape) == 4 else 1
@@ -394,19 +415,18 @@ class _Costs:
         self.area = weight_shape[2] * weight_shape[3]
         self.map = x_shape[-2:]
         self.needs_grad = needs_grad  # else filters are packed once, and kept
-        padding = spec.explicit_padding(weight_shape)
-        self.conv = [
-            (size + 2 * pad - tap) // self.stride + 1
-            for size, pad, tap in zip(self.map, padding, weight_shape[2:], strict=True)
-        ]
+        self.conv = spec.conv_size(x_shape, weight_shape)
         self.in_registers = spec.pool == "none"
         self.density = 1.0  # of the gradient at the convolution's output
+        self.windows, self.positions = math.prod(self.conv), 1  # of an image, of a window
         if spec.pool != "none":
             windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
             whole = windows == ((2, 2), (2, 2), (0, 0), (1, 1))
             self.in_registers = whole and self.outputs % 2 == 0
+            self.windows /= math.prod(spec.pool_stride)
+            self.positions = math.prod(spec.pool_size)
         if spec.pool == "max":
-            self.density = 1 / (spec.pool_stride[0] * spec.pool_stride[1])
+            self.density = self.windows / math.prod(self.conv)
 
     def forward(self) -> bool:
         depth, filters = self.channels * self.stride**2, _lanes(self.filters)
@@ -426,8 +446,9 @@ class _Costs:
         )
         reads = -(-self._tiles(self.map) // self.BATCH)
         winograd += (self.FILTER + self.READ * reads) * self.filters * channels
-        pack = self.PACK * self.area * self.filters * channels
-        return winograd < self.SPARSE_INPUT * self._sparse() + pack
+        lists = self.images * self.windows * self.positions * -(-self.filters // 64)
+        sparse = self.LIST * lists + self.PACK * self.filters
+        return winograd < self.SPARSE * self._sparse() + sparse * self.area * channels
 
     def weight(self) -> bool:
         filters = _lanes(self.filters)
@@ -435,7 +456,7 @@ class _Costs:
             self.conv, _lanes(self.channels), filters, self.FROM_IMAGE, self.FROM_GRADIENT
         )
         winograd += self.SUMS * self.channels * filters
-        return winograd < self.SPARSE_WEIGHT * self._sparse()
+        return winograd < self.SPARSE * self._sparse()
 
     def _tiles(self, sizes) -> int:
         return self.images * -(-sizes[0] // self.outputs) * -(-sizes[1] // self.outputs)
