@@ -233,8 +233,8 @@ int64_t threads_for(int64_t work) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Shares out direct work in units whose input rows stay in cache, enough of them to keep every
-// thread busy. Of rows and filters those are divided that are more to read. Returns their number.
-int64_t divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
+// thread busy. Of rows and filters those are divided that are more to read.
+void divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
   const ConvReLUPoolParams& p = *args.params;
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   const int64_t wanted = kUnitsPerThread * torch::stable::get_num_threads();
@@ -255,7 +255,6 @@ int64_t divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
   }
   args.unit_rows = rows;
   args.unit_filters = blocks * cpu::kFilterStep;
-  return units();
 }
 
 std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
@@ -288,25 +287,17 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   args.codes = save_codes ? static_cast<uint8_t*>(codes.data_ptr()) : nullptr;
 
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
-  const auto run = [&](auto pack_size, auto pack, auto scratch_size, auto forward, int64_t units) {
-    const std::shared_ptr<void> kept = pack_weight(args, weight, pack_size(args), pack);
-    const int64_t scratch = scratch_size(args);
-    const int64_t grain =
-        std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
-    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      forward(args, begin, end, thread_buffer.reserve(scratch));
-    });
-  };
   args.threads = torch::stable::get_num_threads();
-  if (p.winograd & kWinogradForward) {
-    run(kernels.winograd_forward_pack_size, kernels.winograd_forward_pack,
-        kernels.winograd_forward_scratch, kernels.winograd_forward,
-        kernels.winograd_forward_units(args));
-  } else {
-    const int64_t units = divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
-    run(kernels.forward_pack_size, kernels.forward_pack, kernels.forward_scratch, kernels.forward,
-        units);
-  }
+  const bool winograd = p.winograd & kWinogradForward;
+  if (!winograd) divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
+  const auto& kernel = kernels.forward[winograd];
+  const std::shared_ptr<void> kept = pack_weight(args, weight, kernel.pack_size(args), kernel.pack);
+  const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
+  const int64_t grain =
+      std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    kernel.run(args, begin, end, thread_buffer.reserve(scratch));
+  });
   return {y, codes};
 }
 
@@ -357,35 +348,26 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
   args.weight = view(weight);
   args.codes = reads_codes ? static_cast<const uint8_t*>(codes->data_ptr()) : nullptr;
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
-  const int64_t rows = p.N * p.PH, slots = std::min(threads_for(rows * work_per_row(p)), rows);
+  const int64_t threads = threads_for(p.N * p.PH * work_per_row(p));
 
   args.threads = torch::stable::get_num_threads();
-  if (need_x && p.winograd & kWinogradInput) {
+  if (need_x) {
+    const auto& kernel = kernels.input[(p.winograd & kWinogradInput) != 0];
     args.grad_x = view(grad_x);
-    args.packed_weight = shared_buffer.reserve(kernels.winograd_input_pack_size(args));
-    kernels.winograd_input_pack(args);
-    const int64_t scratch = kernels.winograd_input_scratch(args);
-    const int64_t units = kernels.winograd_input_units(args);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (rows * work_per_row(p) / units));
-    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      kernels.winograd_input(args, begin, end, thread_buffer.reserve(scratch));
-    });
-  } else if (need_x) {
-    args.grad_x = view(grad_x);
-    args.packed_weight = shared_buffer.reserve(kernels.backward_input_pack_size(args));
-    kernels.backward_input_pack(args);
-    const int64_t scratch = kernels.backward_input_scratch(args);
-    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
-      kernels.backward_input(args, rows * begin / slots, rows * end / slots,
-                             thread_buffer.reserve(scratch));
+    args.packed_weight = shared_buffer.reserve(kernel.pack_size(args));
+    kernel.pack(args);
+    const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
+    const int64_t parts = std::min(threads, units);
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      kernel.run(args, units * begin / parts, units * end / parts, thread_buffer.reserve(scratch));
     });
   }
   if (need_weight || need_bias) {
-    const bool winograd = need_weight && p.winograd & kWinogradWeight;
+    const auto& kernel = kernels.weight[need_weight && p.winograd & kWinogradWeight];
+    const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
+    const int64_t slots = std::min(threads, units);
     const int64_t element = args.dtype == DType::kFloat64 ? 8 : 4;
-    const auto partial_size =
-        winograd ? kernels.winograd_weight_partial_size : kernels.backward_weight_partial_size;
-    const int64_t weight_bytes = need_weight ? slots * partial_size(args) : 0;
+    const int64_t weight_bytes = need_weight ? slots * kernel.partial_size(args) : 0;
     const int64_t bias_bytes = need_bias ? slots * p.K * element : 0;
     char* partial = static_cast<char*>(shared_buffer.reserve(weight_bytes + bias_bytes));
     std::fill_n(partial, weight_bytes + bias_bytes, 0);
@@ -397,22 +379,13 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
       args.partial_bias = partial + weight_bytes;
       args.grad_bias = grad_bias.data_ptr();
     }
-    const auto run = [&](int64_t scratch, int64_t rows, auto accumulate, auto reduce) {
-      torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t slot = begin; slot < end; slot++) {
-          accumulate(args, rows * slot / slots, rows * (slot + 1) / slots, slot,
-                     thread_buffer.reserve(scratch));
-        }
-      });
-      reduce(args, slots);
-    };
-    if (winograd) {
-      run(kernels.winograd_weight_scratch(args), kernels.winograd_weight_rows(args),
-          kernels.winograd_weight, kernels.winograd_weight_reduce);
-    } else {
-      run(kernels.backward_weight_scratch(args), rows, kernels.backward_weight,
-          kernels.backward_weight_reduce);
-    }
+    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; slot++) {
+        kernel.run(args, units * slot / slots, units * (slot + 1) / slots, slot,
+                   thread_buffer.reserve(scratch));
+      }
+    });
+    kernel.reduce(args, slots);
   }
   return {grad_x, grad_weight, grad_bias};
 }

@@ -109,6 +109,14 @@ static int64_t conv_forward_scratch(const ConvForwardArgs& a) {
   });
 }
 
+// (image, group, part of the pooled rows, part of the filters), the last counted fastest.
+static int64_t conv_forward_units(const ConvForwardArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    const ForwardPlan<decltype(x)> plan(a);
+    return a.params->N * a.params->groups * plan.parts * plan.filter_parts;
+  });
+}
+
 // [group][filter block][R][S][C][lanes of the block], then the bias, both padded with zero filters.
 static void conv_forward_pack(const ConvForwardArgs& a) {
   with_dtype(a.dtype, [&](auto x, auto io) {

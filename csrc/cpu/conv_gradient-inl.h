@@ -227,4 +227,7 @@ static void reduce_bias_gradient(const ConvBackwardArgs& a, int64_t slots) {
   }
 }
 
+// The units of the direct gradients: pooled rows of all images, counted n * PH + ph.
+static int64_t count_pooled_rows(const ConvBackwardArgs& a) { return a.params->N * a.params->PH; }
+
 }  // namespace imgfast::cpu::IMGFAST_ISA

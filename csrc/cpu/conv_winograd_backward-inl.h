@@ -237,7 +237,7 @@ static int64_t winograd_weight_scratch(const ConvBackwardArgs& a) {
   });
 }
 
-static int64_t winograd_weight_rows(const ConvBackwardArgs& a) {
+static int64_t winograd_weight_units(const ConvBackwardArgs& a) {
   return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
     return WinogradWeightPlan<decltype(x), decltype(taps)::kValue>(*a.params).tile_rows;
   });

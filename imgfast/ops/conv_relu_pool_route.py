@@ -1,7 +1,6 @@
 """Which code runs a conv_relu_pool: the arguments in canonical form, and the choice of a route."""
 
 import enum
-import math
 import os
 from typing import NamedTuple
 
@@ -342,7 +341,8 @@ def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
         return "stock is faster for groups of few filters"
     weights = channels * weight_shape[0]
     images = x_shape[0] if len(x_shape) == 4 else 1
-    positions = images * math.prod(spec.conv_size(x_shape, weight_shape))
+    height, width = spec.conv_size(x_shape, weight_shape)
+    positions = images * height * width
     if tuple(weight_shape[2:]) == (1, 1):
         if spec.pool == "none" or (spec.pool == "avg" and needs_grad):
             return "stock is faster for filters of 1 x 1 without a maximum"
@@ -418,15 +418,15 @@ class _Costs:
         self.conv = spec.conv_size(x_shape, weight_shape)
         self.in_registers = spec.pool == "none"
         self.density = 1.0  # of the gradient at the convolution's output
-        self.windows, self.positions = math.prod(self.conv), 1  # of an image, of a window
+        self.windows, self.positions = self.conv[0] * self.conv[1], 1  # of an image, of a window
         if spec.pool != "none":
             windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
             whole = windows == ((2, 2), (2, 2), (0, 0), (1, 1))
             self.in_registers = whole and self.outputs % 2 == 0
-            self.windows /= math.prod(spec.pool_stride)
-            self.positions = math.prod(spec.pool_size)
+            self.windows = self.windows // (spec.pool_stride[0] * spec.pool_stride[1])
+            self.positions = spec.pool_size[0] * spec.pool_size[1]
         if spec.pool == "max":
-            self.density = self.windows / math.prod(self.conv)
+            self.density = 1 / (spec.pool_stride[0] * spec.pool_stride[1])
 
     def forward(self) -> bool:
         depth, filters = self.channels * self.stride**2, _lanes(self.filters)
