@@ -152,11 +152,22 @@ static AccumulateTaps<X> accumulate_taps_for(int64_t runs, int64_t vectors) {
   return accumulate_taps_for_runs<X, NV>(runs);
 }
 
+// Memory that will be read soon, brought near a part at a time between other work.
+struct Prefetch {
+  const char *next, *end;
+  int64_t part;
+
+  void advance() {
+    const char* stop = end - next < part ? end : next + part;
+    for (; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
 // All filters of a block of channels: as many runs by vectors at a time as registers hold.
 template <class X>
 static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPlan<X>& plan,
                              const BackwardWeightScratch<X>& s, const typename X::T* strip,
-                             typename X::T* block_sums) {
+                             Prefetch& ahead, typename X::T* block_sums) {
   const TapRuns<X>& taps = plan.taps;
   const int64_t run_size = taps.vectors * X::kLanes;
   const int64_t pieces = ceil_div(taps.vectors, plan.kVectors);
@@ -171,6 +182,7 @@ static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPl
       for (int64_t i = 0; i < runs; i++)
         offset[i] = taps.offset(p, r + i, plan.width) + v * X::kLanes;
       for (int64_t k = 0; k < plan.K; k++) {
+        ahead.advance();
         accumulate(strip, offset, s.place + k * plan.capacity, s.value + k * plan.capacity,
                    s.count[k], block_sums + k * plan.filter_size() + r * run_size + v * X::kLanes,
                    run_size);
@@ -248,12 +260,22 @@ static void add_strip(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& pl
   }
   if (!weight) return;
   const int64_t input_rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+  // The rows of the next strip, if channels_last puts them behind one another.
+  Prefetch ahead{};
+  if (a.x.stride[1] == 1 && g == p.groups - 1) {
+    const int64_t bytes =
+        plan.rows * p.pool_stride_h * p.stride_h * a.x.stride[2] * static_cast<int64_t>(sizeof(IO));
+    ahead.next = reinterpret_cast<const char*>(
+        at<const IO>(a.x, n, 0, (p1 - 1) * p.stride_h - p.padding_h + (p.R - 1) * p.dilation_h, 0));
+    ahead.end = ahead.next + bytes;
+    ahead.part = round_up(ceil_div(bytes, taps.blocks * plan.K), 64);
+  }
   for (int64_t b = 0; b < taps.blocks; b++) {
     T* strip = s.strip + b * plan.strip_block();
     stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
                        min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h,
                        input_rows, -p.padding_w, plan.width, taps.block, strip);
-    accumulate_block(p, plan, s, strip,
+    accumulate_block(p, plan, s, strip, ahead,
                      weight + k0 * plan.filter_size() + b * taps.padded_filter());
   }
 }

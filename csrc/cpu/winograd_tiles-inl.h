@@ -121,19 +121,21 @@ struct GradientStrip {
         const T* gradient = pooled.grad + pw * K;
         const uint8_t* codes =
             a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + g * K : nullptr;
-        for (int64_t position = 0; position < p.pool_h * p.pool_w; position++) {
+        T* to[kMaxWindow];  // of each position, null outside of the strip
+        const int64_t positions = p.pool_h * p.pool_w;
+        for (int64_t i = 0; i < positions; i++) {
           const int64_t h =
-              ph * p.pool_stride_h - p.pool_padding_h + position / p.pool_w * p.pool_dilation_h;
+              ph * p.pool_stride_h - p.pool_padding_h + i / p.pool_w * p.pool_dilation_h;
           const int64_t w =
-              pw * p.pool_stride_w - p.pool_padding_w + position % p.pool_w * p.pool_dilation_w;
-          if (h < 0 || h >= p.P || w < 0 || w >= p.Q) continue;
-          if (h < p0 || h >= p0 + rows || w < q0 || w >= q0 + width) continue;
-          T* to = strip + ((h - p0) * width + w - q0) * K;
-          if (p.pool == Pool::kMax) {
-            add_where(gradient, codes, static_cast<int>(position), apart, to);
-          } else {
-            add_average(p, gradient, codes, static_cast<int>(position), to);
-          }
+              pw * p.pool_stride_w - p.pool_padding_w + i % p.pool_w * p.pool_dilation_w;
+          const bool inside = h >= max_of(0, p0) && h < min_of(p.P, p0 + rows) &&
+                              w >= max_of(0, q0) && w < min_of(p.Q, q0 + width);
+          to[i] = inside ? strip + ((h - p0) * width + w - q0) * K : nullptr;
+        }
+        if (p.pool == Pool::kMax) {
+          add_maximum(gradient, codes, positions, apart, to);
+        } else {
+          add_average(p, gradient, codes, positions, to);
         }
       }
     }
@@ -159,32 +161,35 @@ struct GradientStrip {
     }
   }
 
-  // to (+)= gradient where the code names the position.
-  void add_where(const T* gradient, const uint8_t* codes, int position, bool apart, T* to) const {
-    const auto wanted = X::set1(static_cast<T>(position)),
-               blocked = X::set1(static_cast<T>(position + kBlocked));
+  // To the position that the code names, and zero to the others; added where windows overlap.
+  void add_maximum(const T* gradient, const uint8_t* codes, int64_t positions, bool apart,
+                   T* const* to) const {
+    const auto blocked = X::set1(kBlocked);
     for (int64_t k = 0; k < K; k += X::kLanes) {
       const int n = static_cast<int>(min_of(X::kLanes, K - k));
-      const auto code = X::load(codes + k, n);
-      auto value = X::blend(X::either(X::eq(code, wanted), X::eq(code, blocked)),
-                            X::load(gradient + k, n), X::zero());
-      if (!apart) value = X::add(value, X::load(to + k, n));
-      X::store(to + k, value, n);
+      const auto code = X::load(codes + k, n), value = X::load(gradient + k, n);
+      const auto place = X::blend(X::ge(code, blocked), X::sub(code, blocked), code);
+      for (int64_t i = 0; i < positions; i++) {
+        if (!to[i]) continue;
+        auto part = X::blend(X::eq(place, X::set1(static_cast<T>(i))), value, X::zero());
+        if (!apart) part = X::add(part, X::load(to[i] + k, n));
+        X::store(to[i] + k, part, n);
+      }
     }
   }
 
-  // Averages, and no pool: a window of one position without codes.
   void add_average(const ConvReLUPoolParams& p, const T* gradient, const uint8_t* codes,
-                   int position, T* to) const {
-    if (!codes) {
-      for (int64_t k = 0; k < K; k++) to[k] += gradient[k];
-      return;
-    }
+                   int64_t positions, T* const* to) const {
     const bool relu = p.activation == Activation::kReLU;
     const T slope = p.activation == Activation::kLeakyReLU ? static_cast<T>(kLeakyReLUSlope) : 1;
-    for (int64_t k = 0; k < K; k++) {
-      const T blocked = relu ? 0 : gradient[k] * slope;
-      to[k] += codes[k] >> position & 1 ? gradient[k] : blocked;
+    for (int64_t i = 0; i < positions; i++) {
+      if (!to[i]) continue;
+      T* sums = to[i];
+      for (int64_t k = 0; k < K && !codes; k++) sums[k] += gradient[k];
+      for (int64_t k = 0; k < K && codes; k++) {
+        const T blocked = relu ? 0 : gradient[k] * slope;
+        sums[k] += codes[k] >> i & 1 ? gradient[k] : blocked;
+      }
     }
   }
 };
