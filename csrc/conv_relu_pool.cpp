@@ -30,7 +30,6 @@ using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
 constexpr int64_t kUnitBytes = 128 << 10;        // input rows that one unit of forward work stages
-constexpr int64_t kUnitsPerThread = 4;           // so that the last ones finish together
 constexpr int64_t kWorthAThread = 1 << 16;       // multiply-adds below which a thread does not pay
 constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compare
 
@@ -237,7 +236,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 void divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
   const ConvReLUPoolParams& p = *args.params;
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
-  const int64_t wanted = kUnitsPerThread * torch::stable::get_num_threads();
+  const int64_t wanted = cpu::kUnitsPerThread * args.threads;
   const int64_t row_bytes = p.pool_stride_h * p.stride_h * (p.W + 2 * p.padding_w) * C * element;
   const int64_t filter_bytes = p.R * p.S * C * element;
   int64_t rows = p.PH, blocks = ceil_div(K, cpu::kFilterStep);
@@ -245,7 +244,7 @@ void divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
   const auto units = [&] {
     return p.N * p.groups * ceil_div(p.PH, rows) * ceil_div(K, blocks * cpu::kFilterStep);
   };
-  while (wanted > kUnitsPerThread && units() < wanted && (rows > 1 || blocks > 1)) {
+  while (args.threads > 1 && units() < wanted && (rows > 1 || blocks > 1)) {
     const bool filters_are_more = blocks * cpu::kFilterStep * filter_bytes > rows * row_bytes;
     if (rows == 1 || (blocks > 1 && filters_are_more)) {
       blocks = (blocks + 1) / 2;

@@ -177,17 +177,6 @@ static void gather_filters(const typename X::T* weight, int64_t filter_size, con
   }
 }
 
-template <class X>
-using GatherFilters = decltype(&gather_filters<X, 1>);
-
-template <class X, int NA = BackwardInputPlan<X>::kSums>
-static GatherFilters<X> gather_filters_for(int64_t vectors) {
-  if constexpr (NA > 1) {
-    if (vectors < NA) return gather_filters_for<X, NA - 1>(vectors);
-  }
-  return gather_filters<X, NA>;
-}
-
 // Of filters [k0, k0 + chunk) of a group, those whose gradient is not zero, listed by window and
 // position.
 template <class X>
@@ -263,7 +252,9 @@ static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& 
       typename X::T* strip = s.strip + b * plan.strip_block();
       for (int64_t pass = 0; pass < passes; pass++) {
         const int64_t v = total * pass / passes;
-        const auto gather = gather_filters_for<X>(total * (pass + 1) / passes - v);
+        const auto gather = with_count<BackwardInputPlan<X>::kSums>(
+            total * (pass + 1) / passes - v,
+            [](auto n) { return gather_filters<X, decltype(n)::kValue>; });
         for (int64_t ph = ph0; ph < ph1; ph++) {
           for (int64_t pw = 0; pw < p.PW; pw++) {
             const int64_t window = (ph - ph0) * p.PW + pw;

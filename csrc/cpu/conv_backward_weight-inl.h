@@ -144,14 +144,6 @@ static AccumulateTaps<X> accumulate_taps_for_runs(int64_t runs) {
   return runs == 2 ? accumulate_taps<X, 2, NV> : accumulate_taps<X, 1, NV>;
 }
 
-template <class X, int NV = BackwardWeightPlan<X>::kVectors>
-static AccumulateTaps<X> accumulate_taps_for(int64_t runs, int64_t vectors) {
-  if constexpr (NV > 1) {
-    if (vectors < NV) return accumulate_taps_for<X, NV - 1>(runs, vectors);
-  }
-  return accumulate_taps_for_runs<X, NV>(runs);
-}
-
 // Memory that will be read soon, brought near a part at a time between other work.
 struct Prefetch {
   const char *next, *end;
@@ -177,7 +169,8 @@ static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPl
     for (int64_t piece = 0; piece < pieces; piece++) {
       const int64_t v = taps.vectors * piece / pieces,
                     vectors = taps.vectors * (piece + 1) / pieces - v;
-      const auto accumulate = accumulate_taps_for<X>(runs, vectors);
+      const auto accumulate = with_count<BackwardWeightPlan<X>::kVectors>(
+          vectors, [&](auto n) { return accumulate_taps_for_runs<X, decltype(n)::kValue>(runs); });
       int64_t offset[3];
       for (int64_t i = 0; i < runs; i++)
         offset[i] = taps.offset(p, r + i, plan.width) + v * X::kLanes;

@@ -18,9 +18,7 @@ namespace imgfast::cpu::IMGFAST_ISA {
 template <class X>
 struct ForwardPlan {
   using T = typename X::T;
-  static constexpr int kBlock =
-      2 * X::kLanes;  // filters of one block; the last one may be one vector
-  static_assert(kFilterStep % kBlock == 0);
+  static_assert(kFilterStep % kFilterBlock<X> == 0);
   static constexpr int kGroupColumns = 8 * X::kLanes;
   static constexpr int kWindows = X::kTileCols / 4;  // 2 x 2, of a tile pooled in registers
 
@@ -88,8 +86,8 @@ struct ForwardScratch {
     Arena arena{static_cast<char*>(base)};
     strip = arena.take<typename X::T>(plan.in_place ? 0 : plan.rows * plan.width * plan.C);
     const bool has_ring = !plan.in_tile && p.pool != Pool::kNone;
-    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * plan.kBlock : 0);
-    row = arena.take<typename X::T>(plan.row_group * p.PW * plan.kBlock);
+    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * kFilterBlock<X> : 0);
+    row = arena.take<typename X::T>(plan.row_group * p.PW * kFilterBlock<X>);
     size = arena.used;
   }
 };
@@ -126,8 +124,8 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
     const ForwardPlan<X> plan(a);
     for (int64_t g = 0; g < p.groups; g++) {
       auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
-      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
-        const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
+      for (int64_t k0 = 0; k0 < plan.filters; k0 += kFilterBlock<X>) {
+        const int64_t lanes = min_of(kFilterBlock<X>, plan.filters - k0);
         const int64_t valid = min_of(lanes, plan.K - k0);
         pack_filters<X>(p.R, p.S, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0),
                         plan.C, valid, lanes, out);
@@ -158,17 +156,6 @@ static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
   }
 }
 
-template <class X, int NV>
-using PooledTile = decltype(&pooled_tile<X, NV, 1>);
-
-template <class X, int NV, int NW = ForwardPlan<X>::kWindows>
-static PooledTile<X, NV> pooled_tile_for(int64_t windows) {
-  if constexpr (NW > 1) {
-    if (windows < NW) return pooled_tile_for<X, NV, NW - 1>(windows);
-  }
-  return pooled_tile<X, NV, NW>;
-}
-
 // Columns [q, q + TC) of one convolution row, into a row of the ring, or out if there is no pool.
 template <class X, int NV, int TC>
 static void row_tile(const ForwardPlan<X>& plan, const typename X::T* in,
@@ -189,17 +176,6 @@ static void row_tile(const ForwardPlan<X>& plan, const typename X::T* in,
       }
     }
   }
-}
-
-template <class X, int NV>
-using RowTile = decltype(&row_tile<X, NV, 1>);
-
-template <class X, int NV, int TC = X::kTileCols>
-static RowTile<X, NV> row_tile_for(int64_t cols) {
-  if constexpr (TC > 1) {
-    if (cols < TC) return row_tile_for<X, NV, TC - 1>(cols);
-  }
-  return row_tile<X, NV, TC>;
 }
 
 // All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of
@@ -228,7 +204,9 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
       for (int64_t t = 0; t < tiles; t++) {  // as even as can be
         const int64_t pw = outputs * t / tiles, windows = outputs * (t + 1) / tiles - pw;
         const typename X::T* at = in + 2 * pw * plan.reduction.col_step;
-        pooled_tile_for<X, NV>(windows)(plan, p, at, weight, pw, sink);
+        const auto tile = with_count<ForwardPlan<X>::kWindows>(
+            windows, [](auto n) { return pooled_tile<X, NV, decltype(n)::kValue>; });
+        tile(plan, p, at, weight, pw, sink);
       }
     } else {
       for (next = max_of(next, h0); next < min_of(h0 + plan.span_h, p.P); next++) {
@@ -237,8 +215,9 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
             p.pool == Pool::kNone ? nullptr : scratch.ring + next % plan.span_h * p.Q * lanes;
         for (int64_t t = 0; t < tiles; t++) {
           const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
-          row_tile_for<X, NV>(cols)(plan, in + q * plan.reduction.col_step, weight, q, sink,
-                                    ring_row);
+          const auto tile = with_count<X::kTileCols>(
+              cols, [](auto n) { return row_tile<X, NV, decltype(n)::kValue>; });
+          tile(plan, in + q * plan.reduction.col_step, weight, q, sink, ring_row);
         }
       }
       if (p.pool != Pool::kNone) pool_row<X, NV>(p, scratch.ring, plan.span_h, ph, sink);
@@ -277,12 +256,12 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
       const int64_t first = filter_part * a.unit_filters;
-      for (int64_t k0 = first; k0 < min_of(first + a.unit_filters, plan.K); k0 += plan.kBlock) {
+      for (int64_t k0 = first; k0 < min_of(first + a.unit_filters, plan.K); k0 += kFilterBlock<X>) {
         const RowSink<X> sink{scratch.row,
                               nullptr,
                               p.K,
                               0,
-                              min_of(plan.kBlock, plan.K - k0),
+                              min_of(kFilterBlock<X>, plan.K - k0),
                               bias + k0,
                               p.activation,
                               plan.activate_first};

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "conv_rows-inl.h"
+#include "conv_tile-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
@@ -166,6 +167,14 @@ static void add_bias_gradient(const typename X::T* grad, int64_t positions, int6
   }
 }
 
+// The convolution row and column of a position of a window; they may lie outside of the map.
+static inline int64_t position_row(const ConvReLUPoolParams& p, int64_t ph, int64_t position) {
+  return ph * p.pool_stride_h - p.pool_padding_h + position / p.pool_w * p.pool_dilation_h;
+}
+static inline int64_t position_col(const ConvReLUPoolParams& p, int64_t pw, int64_t position) {
+  return pw * p.pool_stride_w - p.pool_padding_w + position % p.pool_w * p.pool_dilation_w;
+}
+
 // The positions of one window that may carry a gradient: all of an average, the named one of a
 // maximum.
 struct WindowWalk {
@@ -189,10 +198,7 @@ struct WindowWalk {
   }
 
   bool inside(int64_t ph, int64_t pw, int64_t position) const {
-    const int64_t h =
-        ph * p.pool_stride_h - p.pool_padding_h + position / p.pool_w * p.pool_dilation_h;
-    const int64_t w =
-        pw * p.pool_stride_w - p.pool_padding_w + position % p.pool_w * p.pool_dilation_w;
+    const int64_t h = position_row(p, ph, position), w = position_col(p, pw, position);
     return h >= 0 && h < p.P && w >= 0 && w < p.Q;
   }
 

@@ -12,6 +12,7 @@ struct View4 {
   int64_t stride[4];
 };
 
+inline constexpr int64_t kUnitsPerThread = 4;  // so that the last ones finish together
 inline constexpr int64_t kFilterStep = 32;  // a multiple of the filters that a kernel takes at once
 
 struct ConvForwardArgs {

@@ -5,20 +5,16 @@
 // it, whose 36 products add up over all tiles before they are transformed.
 #pragma once
 
-#include "conv_winograd_forward-inl.h"
+#include "winograd_tiles-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-// --- input gradient: a unit is a group and a number of rows of tiles, counted through all images
-// --
+// Input gradient: a unit is a group and a number of rows of tiles, counted through all images.
 
 template <class X, int kTaps>
 struct WinogradInputPlan {
   using T = typename X::T;
   static constexpr int kOutputs = kPoints + 1 - kTaps;
-  static constexpr int kBlock = 2 * X::kLanes;
-  static constexpr int64_t kInputBytes = 1 << 20;
-  static constexpr int64_t kUnitsPerThread = 4;
 
   int64_t C, K, filters;  // per group; filters is C rounded up to whole vectors
   int64_t tiles, tile_rows, unit_rows, units;
@@ -31,16 +27,10 @@ struct WinogradInputPlan {
     filters = round_up(C, X::kLanes);
     tiles = ceil_div(p.W, kOutputs);
     tile_rows = p.N * ceil_div(p.H, kOutputs);
-    const int64_t fitting = kInputBytes / (kPlanes * K * static_cast<int64_t>(sizeof(T)));
-    unit_rows = max_of(1, min_of(max_of(fitting, kBatchTiles / 4), kBatchTiles) / tiles);
-    while (unit_rows > 1 && a.threads > 1 &&
-           p.groups * ceil_div(tile_rows, unit_rows) < kUnitsPerThread * a.threads) {
-      unit_rows = (unit_rows + 1) / 2;
-    }
-    unit_rows = min_of(unit_rows, tile_rows);
+    unit_rows = rows_of_unit<X>(tile_rows, tiles, K, p.groups, a.threads);
     units = p.groups * ceil_div(tile_rows, unit_rows);
     v_plane = plane_size(unit_rows * tiles * K);
-    m_plane = plane_size(unit_rows * tiles * kBlock);
+    m_plane = plane_size(unit_rows * tiles * kFilterBlock<X>);
   }
 
   int64_t group_size() const { return kPlanes * K * filters; }
@@ -60,7 +50,7 @@ struct WinogradInputScratch {
         gradient(arena, p, kPoints, Plan::kOutputs * (plan.tiles - 1) + kPoints) {
     v = arena.take<T>(kPlanes * plan.v_plane);
     m = arena.take<T>(kPlanes * plan.m_plane);
-    out = arena.take<T>(Plan::kOutputs * p.W * Plan::kBlock);
+    out = arena.take<T>(Plan::kOutputs * p.W * kFilterBlock<X>);
   }
 };
 
@@ -99,7 +89,7 @@ static void winograd_input_pack(const ConvBackwardArgs& a) {
       const View4 turned = {at<IO>(a.weight, g * plan.K, 0, p.R - 1, p.S - 1),
                             {stride[1], stride[0], -stride[2], -stride[3]}};
       transform_filters<X, kTaps, IO>(
-          turned, plan.C, plan.K, p.R, p.S, 1, plan.kBlock,
+          turned, plan.C, plan.K, p.R, p.S, 1,
           static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size());
     }
   });
@@ -168,15 +158,13 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
   });
 }
 
-// --- weight gradient: rows of tiles of the convolution's output, counted through all images
-// -------
+// Weight gradient: a unit is a row of tiles of the convolution's output, counted through all
+// images.
 
 template <class X, int kTaps>
 struct WinogradWeightPlan {
   using T = typename X::T;
   static constexpr int kOutputs = kPoints + 1 - kTaps;
-  static constexpr int kBlock = 2 * X::kLanes;
-  static constexpr int64_t kInputBytes = 1 << 20;
 
   int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
   int64_t tiles, tile_rows, batch_rows, batch_tiles;
@@ -188,9 +176,8 @@ struct WinogradWeightPlan {
     filters = round_up(K, X::kLanes);
     tiles = ceil_div(p.Q, kOutputs);
     tile_rows = p.N * ceil_div(p.P, kOutputs);
-    const int64_t fitting =
-        kInputBytes / (kPlanes * (C + filters) * static_cast<int64_t>(sizeof(T)));
-    batch_rows = max_of(1, min_of(max_of(fitting, kBatchTiles / 2), 2 * kBatchTiles) / tiles);
+    const int64_t most = tiles_at_a_time<X>(C + filters, kBatchTiles / 2, 2 * kBatchTiles);
+    batch_rows = max_of(1, most / tiles);
     batch_rows = min_of(batch_rows, tile_rows);
     batch_tiles = batch_rows * tiles;
     v_plane = plane_size(batch_tiles * C);

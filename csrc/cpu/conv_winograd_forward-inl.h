@@ -18,10 +18,7 @@ template <class X, int kTaps>
 struct WinogradForwardPlan {
   using T = typename X::T;
   static constexpr int kOutputs = kPoints + 1 - kTaps;
-  static constexpr int kBlock = 2 * X::kLanes;
-  static constexpr int64_t kInputBytes = 1 << 20;  // of a unit's V
   static constexpr int64_t kRowBytes = 256 << 10;  // of a band's convolution rows
-  static constexpr int64_t kUnitsPerThread = 4;    // so that the last ones finish together
 
   int64_t K, channels, filters;  // per group; filters is K rounded up to whole vectors
   int64_t span_h;                // convolution rows under one pooled row
@@ -49,20 +46,11 @@ struct WinogradForwardPlan {
       choose_band(p);
     }
     bands = ceil_div(p.PH, band_rows);
-    // Many tiles share one reading of the transformed filters, if they leave the threads enough
-    // units and fit the cache.
-    const int64_t fitting = kInputBytes / (kPlanes * channels * static_cast<int64_t>(sizeof(T)));
-    const int64_t wanted = min_of(max_of(fitting, kBatchTiles / 4), kBatchTiles);
-    unit_bands = max_of(1, wanted / (tiles * band_tiles));
-    while (unit_bands > 1 && a.threads > 1 &&
-           p.groups * ceil_div(p.N * bands, unit_bands) < kUnitsPerThread * a.threads) {
-      unit_bands = (unit_bands + 1) / 2;
-    }
-    unit_bands = min_of(unit_bands, p.N * bands);
+    unit_bands = rows_of_unit<X>(p.N * bands, tiles * band_tiles, channels, p.groups, a.threads);
     units = p.groups * ceil_div(p.N * bands, unit_bands);
     batch_rows = min_of(max_of(1, kBatchTiles / tiles), unit_bands * band_tiles);
     v_plane = plane_size(unit_bands * band_tiles * tiles * channels);
-    m_plane = plane_size(batch_rows * tiles * kBlock);
+    m_plane = plane_size(batch_rows * tiles * kFilterBlock<X>);
   }
 
   int64_t weight_size() const { return kPlanes * channels * filters; }
@@ -80,7 +68,8 @@ struct WinogradForwardPlan {
         band_rows = rows;
         band_tiles = n;
       }
-      const int64_t next = (n + 1) * kOutputs * p.Q * kBlock * static_cast<int64_t>(sizeof(T));
+      const int64_t next =
+          (n + 1) * kOutputs * p.Q * kFilterBlock<X> * static_cast<int64_t>(sizeof(T));
       if (best > 0 && (rows == p.PH || next > kRowBytes)) return;
     }
   }
@@ -111,19 +100,11 @@ struct WinogradForwardScratch {
     m = arena.take<T>(kPlanes * plan.m_plane);
     slots = plan.band_tiles * plan.kOutputs;
     const bool in_registers = plan.in_tile || plan.unpooled;
-    conv = arena.take<T>(in_registers ? 0 : slots * p.Q * plan.kBlock);
-    out = arena.take<T>((in_registers ? plan.band_rows : 1) * p.PW * plan.kBlock);
+    conv = arena.take<T>(in_registers ? 0 : slots * p.Q * kFilterBlock<X>);
+    out = arena.take<T>((in_registers ? plan.band_rows : 1) * p.PW * kFilterBlock<X>);
     rows = arena.take<TileRow>(plan.unit_bands * plan.band_tiles);
   }
 };
-
-// Calls function(compute type, storage type, taps) for what Winograd's kernels are made for.
-template <class Function>
-static inline auto with_winograd(DType dtype, const ConvReLUPoolParams& p, Function function) {
-  return with_float(dtype, [&](auto x, auto io) {
-    return with_taps(winograd_taps(p), [&](auto taps) { return function(x, io, taps); });
-  });
-}
 
 static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
   return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
@@ -160,7 +141,7 @@ static void winograd_forward_pack(const ConvForwardArgs& a) {
       View4 weight = a.weight;
       weight.data = at<IO>(a.weight, g * plan.K, 0, 0, 0);
       transform_filters<X, decltype(taps)::kValue, IO>(weight, plan.K, p.C / p.groups, p.R, p.S,
-                                                       p.stride_h, plan.kBlock, out);
+                                                       p.stride_h, out);
       out += plan.weight_size();
       fill_zero(out, plan.filters);
       if (a.bias) copy_into<X>(static_cast<const IO*>(a.bias) + g * plan.K, out, plan.K);
@@ -295,7 +276,7 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
                               nullptr,
                               p.K,
                               0,
-                              min_of(plan.kBlock, plan.K - k0),
+                              min_of(kFilterBlock<X>, plan.K - k0),
                               weight + plan.weight_size() + k0,
                               p.activation,
                               activates_first(p)};

@@ -20,12 +20,6 @@ inline constexpr int kPlanes = kPoints * kPoints;
 inline constexpr int64_t kBatchTiles =
     48;  // of one product, at most, to share a reading of filters
 
-// A number as a type, to choose a template by.
-template <int N>
-struct Count {
-  static constexpr int kValue = N;
-};
-
 // Calls function(Count<taps>) for the taps that there is a transform for.
 template <class Function>
 static inline auto with_taps(int64_t taps, Function function) {
@@ -38,6 +32,35 @@ static inline auto with_taps(int64_t taps, Function function) {
 // Taps of one dimension of the unit-stride filters that a strided one falls into.
 static inline int64_t winograd_taps(const ConvReLUPoolParams& p) {
   return ceil_div(max_of(p.R, p.S), p.stride_h);
+}
+
+// Calls function(compute type, storage type, Count<taps>) for what Winograd's kernels are made for.
+template <class Function>
+static inline auto with_winograd(DType dtype, const ConvReLUPoolParams& p, Function function) {
+  return with_float(dtype, [&](auto x, auto io) {
+    return with_taps(winograd_taps(p), [&](auto taps) { return function(x, io, taps); });
+  });
+}
+
+// Tiles of so many channels that are transformed at a time: as many as fit the cache, within
+// bounds.
+template <class X>
+static int64_t tiles_at_a_time(int64_t channels, int64_t least, int64_t most) {
+  constexpr int64_t kInputBytes = 1 << 20;
+  const int64_t tile_bytes = kPlanes * channels * static_cast<int64_t>(sizeof(typename X::T));
+  return min_of(max_of(kInputBytes / tile_bytes, least), most);
+}
+
+// Of `rows` rows of tiles of a group, those of one unit: many tiles share one reading of the
+// transformed filters, if they leave the threads enough units and fit the cache.
+template <class X>
+static int64_t rows_of_unit(int64_t rows, int64_t tiles, int64_t channels, int64_t groups,
+                            int64_t threads) {
+  int64_t unit = max_of(1, tiles_at_a_time<X>(channels, kBatchTiles / 4, kBatchTiles) / tiles);
+  while (unit > 1 && threads > 1 && groups * ceil_div(rows, unit) < kUnitsPerThread * threads) {
+    unit = (unit + 1) / 2;
+  }
+  return min_of(unit, rows);
 }
 
 // An odd number of cache lines, or the 36 points of a tile would share one cache set.
@@ -222,12 +245,12 @@ template <int kRows, int kCols, class Put>
 // filter falls into stride x stride filters of unit stride, whose channels follow one another.
 template <class X, int kTaps, class IO>
 static void transform_filters(const View4& weight, int64_t filters, int64_t channels, int64_t R,
-                              int64_t S, int64_t stride, int64_t block, typename X::T* out) {
+                              int64_t S, int64_t stride, typename X::T* out) {
   constexpr int64_t kChannels = 16;  // at a time, in the cache of a core
-  typename X::T taps[kTaps * kTaps * kChannels * 2 * X::kLanes];
+  typename X::T taps[kTaps * kTaps * kChannels * kFilterBlock<X>];
   const int64_t depth = channels * stride * stride;
-  for (int64_t k0 = 0; k0 < filters; k0 += block) {
-    const int64_t valid = min_of(block, filters - k0), lanes = round_up(valid, X::kLanes);
+  for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
+    const int64_t valid = min_of(kFilterBlock<X>, filters - k0), lanes = round_up(valid, X::kLanes);
     for (int64_t part = 0; part < stride * stride; part++) {
       const int64_t a = part / stride, b = part % stride;
       const int64_t rows = ceil_div(R - a, stride), cols = ceil_div(S - b, stride);
@@ -265,17 +288,6 @@ static void product_tile(const Reduction& reduction, const typename X::T* v,
   }
 }
 
-template <class X, int NV>
-using ProductTile = decltype(&product_tile<X, NV, 1>);
-
-template <class X, int NV, int TC = X::kTileCols>
-static ProductTile<X, NV> product_tile_for(int64_t tiles) {
-  if constexpr (TC > 1) {
-    if (tiles < TC) return product_tile_for<X, NV, TC - 1>(tiles);
-  }
-  return product_tile<X, NV, TC>;
-}
-
 // m [36][count][lanes] (+)= v [36] * weight [36][terms][lanes], where v is read as the reduction
 // says.
 template <class X, int NV>
@@ -286,18 +298,18 @@ static void multiply(const Reduction& reduction, const typename X::T* v, int64_t
   for (int64_t point = 0; point < kPlanes; point++) {
     for (int64_t part = 0; part < parts; part++) {
       const int64_t first = count * part / parts, n = count * (part + 1) / parts - first;
-      product_tile_for<X, NV>(n)(reduction, v + point * v_plane + first * reduction.col_step,
-                                 weight + point * weight_plane, add,
-                                 m + point * m_plane + first * NV * X::kLanes);
+      const auto product = with_count<X::kTileCols>(
+          n, [](auto tiles) { return product_tile<X, NV, decltype(tiles)::kValue>; });
+      product(reduction, v + point * v_plane + first * reduction.col_step,
+              weight + point * weight_plane, add, m + point * m_plane + first * NV * X::kLanes);
     }
   }
 }
 
-// Calls function(Count<vectors>, first filter, lanes) for every block of filters.
+// Calls function(Count<vectors>, first filter) for every block of filters.
 template <class X, class Function>
 static void for_each_block(int64_t filters, Function function) {
-  constexpr int64_t kBlock = 2 * X::kLanes;
-  for (int64_t k0 = 0; k0 < filters; k0 += kBlock) {
+  for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
     if (filters - k0 > X::kLanes) {
       function(Count<2>{}, k0);
     } else {

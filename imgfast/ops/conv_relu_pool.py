@@ -132,7 +132,8 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     Returns:
         A named tuple: ``name``, ``"direct"``, ``"winograd"`` or ``"stock"``; ``isa``, the kernel's
         instruction set (``"avx512"``, ``"avx2"``, ``"generic"``) or None; ``reason``, a sentence;
-        ``needs_grad``, ``saves_codes``, ``saves_y``, what a backward pass makes it keep.
+        ``needs_grad``, ``saves_codes``, ``saves_y``, what a backward pass makes it keep;
+        ``winograd``, flags of the passes that run by Winograd's algorithm.
 
     Raises:
         As :func:`conv_relu_pool` for unknown names.

@@ -16,9 +16,8 @@
 //                               the chosen lanes of a and their numbers, counted from first;
 //                               returns how many, and may write kLanes of each
 //   kPermutes                   whether the two words that follow are there
-//   permute (a, index)          lane i is lane index[i] of a; of index, vectors of integers by
-//   their
-//                               bits, only the low bits that number a lane are looked at
+//   permute (a, index)          lane i is lane index[i] of a; index holds integers, by their bits,
+//                               of which only the low ones that number a lane are looked at
 //   keep (a)                    a, in a register: or the compiler reads memory again at every use
 //   load_integers (p, n)        n bytes as such integers
 //   transpose (a)               kLanes vectors as a square matrix
