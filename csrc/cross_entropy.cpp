@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/scalar.h"
 #include "tensor_dtype.h"
@@ -25,6 +26,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// Gradients from here on are stored past the cache: they would drive out what is still to be read,
+// and be read themselves before they are written.
+constexpr int64_t kStreamedBytes = 32 << 20;
 
 thread_local cpu::Scratch thread_buffer;
 
@@ -87,7 +92,10 @@ struct Call {
     params.label_smoothing = label_smoothing;
     params.reduction = static_cast<Reduction>(reduction);
     rows = params.outer * params.inner;
-    STD_TORCH_CHECK(params.C > 0, "cross_entropy: input must have at least one class");
+    STD_TORCH_CHECK(params.C > 0 && params.C <= kMaxClasses,
+                    "cross_entropy: input must have 1 to 2^24 classes, got ", params.C);
+    STD_TORCH_CHECK(ignore_index >= -kMaxClasses && ignore_index <= kMaxClasses,
+                    "cross_entropy: ignore_index must be within +-2^24, got ", ignore_index);
 
     args.params = &params;
     args.dtype = dtype_of(input, "cross_entropy", "input");
@@ -290,6 +298,9 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, cons
     view = view_rows(walked);
   }
   args.grad_logits = *view;
+  const int64_t bytes = walked.numel() * walked.element_size();
+  args.streams = bytes >= kStreamedBytes;
+  cpu::prefer_huge_pages(walked.data_ptr(), bytes);
 
   const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
   const int64_t chunk_rows = kernels.chunk_rows(args),

@@ -20,6 +20,9 @@ namespace imgfast {
 
 enum class Reduction : int8_t { kNone, kMean, kSum };  // numbered as torch.nn._reduction does
 
+// Classes and ignore_index are no larger, so that float holds them exactly.
+inline constexpr int64_t kMaxClasses = 1 << 24;
+
 struct CrossEntropyParams {
   int64_t outer, inner;  // rows = outer * inner: samples times positions
   int64_t C;

@@ -3,27 +3,13 @@
 #pragma once
 
 #include "conv_rows-inl.h"
+#include "count-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
 // Filters of one block; the last one of a group may be one vector.
 template <class X>
 inline constexpr int64_t kFilterBlock = 2 * X::kLanes;
-
-// A number as a type, to choose a template by.
-template <int N>
-struct Count {
-  static constexpr int kValue = N;
-};
-
-// function(Count<n>), for n from 1 to kMost.
-template <int kMost, class Function>
-static inline auto with_count(int64_t n, Function function) {
-  if constexpr (kMost > 1) {
-    if (n < kMost) return with_count<kMost - 1>(n, function);
-  }
-  return function(Count<kMost>{});
-}
 
 // Sums of TR rows x TC columns x NV vectors of filters.
 template <class X, int NV, int TR, int TC>

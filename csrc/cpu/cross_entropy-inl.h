@@ -3,8 +3,8 @@
 // row, backward writes the gradient once.
 //
 // Maximum and sum are taken online, block by block (M. Milakov and N. Gimelshein, "Online
-// normalizer calculation for softmax", 2018): a block fits L1, gives its maximum and then its
-// exponentials, so that a logit comes from memory once and is exponentiated once.
+// normalizer calculation for softmax", 2018): a block fits L1 or the registers, gives its maximum
+// and then its exponentials, so that a logit comes from memory once and is exponentiated once.
 #pragma once
 
 #include "cross_entropy_lanes-inl.h"
@@ -13,7 +13,7 @@
 namespace imgfast::cpu::IMGFAST_ISA {
 
 static constexpr int64_t kFewClasses =
-    128;  // up to here transposing costs less than horizontal sums
+    40;  // up to here transposing costs less than horizontal sums
 static constexpr int64_t kChunkElements = 32768;  // logits of one unit of work
 
 static inline bool takes_rows(const CrossEntropyArgs& a) {
@@ -26,15 +26,7 @@ static inline bool takes_rows(const CrossEntropyArgs& a) {
 
 static int64_t cross_entropy_chunk_rows(const CrossEntropyArgs& a) {
   const int64_t rows = max_of(1, kChunkElements / a.params->C);
-  return takes_rows(a) ? rows : round_up(rows, LanesPlan(a.params->C).width);
-}
-
-static int64_t cross_entropy_scratch(const CrossEntropyArgs& a) {
-  if (takes_rows(a)) return 0;
-  return with_dtype(a.dtype, [&](auto x, auto) {
-    using X = decltype(x);
-    return LanesScratch<X>(a, LanesPlan(a.params->C), nullptr).size;
-  });
+  return takes_rows(a) ? rows : round_up(rows, kTileRows);
 }
 
 template <Targets kTargets>
@@ -54,23 +46,84 @@ static auto with_targets(const CrossEntropyArgs& a, Function function) {
   });
 }
 
+// What a call keeps in its scratch: a batch, and the tiles if rows are in the lanes.
+template <class X>
+struct CrossEntropyScratch {
+  Batch<X> batch;
+  bool rows;
+  Tiles<X> tiles;
+
+  CrossEntropyScratch(const CrossEntropyArgs& a, void* base)
+      : batch(max_of(kTileRows, kRowsAtATime), Arena{static_cast<char*>(base)}),
+        rows(takes_rows(a)),
+        tiles(a, Arena{static_cast<char*>(base), batch.size}) {}
+
+  // Takes the rows from `row` on that make a batch.
+  void start(int64_t row, int64_t end) {
+    batch.row = row;
+    batch.n = rows ? min_of(end - row, kRowsAtATime) : tiles.batch_rows(row, end);
+  }
+};
+
+static int64_t cross_entropy_scratch(const CrossEntropyArgs& a) {
+  return with_dtype(a.dtype, [&](auto x, auto) {
+    return CrossEntropyScratch<decltype(x)>(a, nullptr).tiles.size;
+  });
+}
+
 static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t begin, int64_t end,
                                               void* scratch) {
   return with_targets(a, [&](auto x, auto io, auto targets) {
-    const auto kernel = takes_rows(a)
-                            ? forward_rows<decltype(x), decltype(io), decltype(targets)::value>
-                            : forward_lanes<decltype(x), decltype(io), decltype(targets)::value>;
-    return kernel(a, begin, end, scratch);
+    using X = decltype(x);
+    using IO = decltype(io);
+    constexpr Targets kTargets = decltype(targets)::value;
+    const LossTerms<X> terms(a);
+    CrossEntropyScratch<X> s(a, scratch);
+    CrossEntropySums sums{0, 0, -1};
+    for (int64_t row = begin; row < end; row += s.batch.n) {
+      s.start(row, end);
+      if constexpr (kTargets != Targets::kProbability) {
+        sums.bad_row = read_targets(a, terms, s.batch);
+        if (sums.bad_row >= 0) return sums;
+      }
+      if (s.rows) {
+        normalise_rows<X, IO, kTargets>(a, terms, s.batch);
+      } else {
+        normalise_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
+      }
+      finish_losses<X, IO, kTargets>(a, terms, s.batch, sums);
+    }
+    return sums;
   });
 }
 
 static int64_t cross_entropy_backward(const CrossEntropyArgs& a, int64_t begin, int64_t end,
                                       void* scratch) {
   return with_targets(a, [&](auto x, auto io, auto targets) {
-    const auto kernel = takes_rows(a)
-                            ? backward_rows<decltype(x), decltype(io), decltype(targets)::value>
-                            : backward_lanes<decltype(x), decltype(io), decltype(targets)::value>;
-    return kernel(a, begin, end, scratch);
+    using X = decltype(x);
+    using IO = decltype(io);
+    constexpr Targets kTargets = decltype(targets)::value;
+    const LossTerms<X> terms(a);
+    CrossEntropyScratch<X> s(a, scratch);
+    for (int64_t row = begin; row < end; row += s.batch.n) {
+      s.start(row, end);
+      if constexpr (kTargets != Targets::kProbability) {
+        const int64_t bad_row = read_targets(a, terms, s.batch);
+        if (bad_row >= 0) return bad_row;
+      } else if (s.rows) {
+        sum_probabilities_rows<X, IO>(a, terms, s.batch);
+      } else {
+        sum_probabilities_lanes<X, IO>(terms, s.tiles, s.batch);
+      }
+      start_gradients<X, kTargets>(a, terms, s.batch);
+      if (s.rows) {
+        gradient_rows<X, IO, kTargets>(a, terms, s.batch);
+      } else {
+        gradient_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
+      }
+    }
+    X::end_streams();
+    return int64_t{-1};
   });
 }
 

@@ -30,6 +30,7 @@ struct CrossEntropyArgs {
       grad_loss;  // backward: [rows] of the compute type, or null if it is grad_scale for every row
   double grad_scale;
   RowsView grad_logits;  // backward: [outer, inner, C]
+  bool streams;          // backward: grad_logits is too large to stay in the cache
 };
 
 // What the rows of one call add up to.

@@ -1,279 +1,267 @@
-// The lanes kernel of cross_entropy: a tile [classes][rows] in L1, lanes are rows. For few classes,
-// which are transposed on their way into the tile, and for classes that lie a plane apart (NCHW).
-// It needs no horizontal sums and takes all logarithms of a tile at once. The tile also keeps
-// planes a power of two apart from evicting one another: every logit is read from where it lies
-// once.
+// cross_entropy with rows in the lanes: for few classes, which are transposed on their way into a
+// tile [classes][rows] in L1, and for classes that lie a plane apart (NCHW), which are read where
+// they are. There are no horizontal sums, and every logit comes from memory once: a block of
+// classes is in registers while its maximum is taken and then its exponentials, so that planes a
+// power of two apart, which evict one another from the cache, do no harm.
 #pragma once
 
-#include "cross_entropy_terms-inl.h"
+#include "count-inl.h"
+#include "cross_entropy_batch-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-struct LanesPlan {
-  static constexpr int64_t kElements = 8192;  // of a tile: 32 KiB of float
-  int64_t width, classes;                     // of a tile; rows are a whole number of vectors
+static constexpr int kClassBlock = 8;  // of which the logits of a vector of rows are in registers
+static constexpr int64_t kTileElements = 8192;  // 32 KiB of float
+static constexpr int64_t kTileRows = 256;       // a multiple of every number of lanes
 
-  explicit LanesPlan(int64_t C) : width(256) {
-    while (width > 64 && width * C > kElements) width /= 2;
-    classes = min_of(C, kElements / width);
-  }
+// [classes][rows] in a tile or in a tensor.
+template <class T>
+struct Planes {
+  T* data;
+  int64_t stride;  // from class to class
+
+  operator Planes<const T>() const { return {data, stride}; }
 };
 
-template <class X>
-struct LanesScratch {
-  using T = typename X::T;
-  T *tile, *targets;              // [classes][width], each
-  T *maximum, *sum, *dot, *mass;  // [width] from here on: the running normaliser
-  T *counts, *weight, *picked;    // 1 or 0 if ignored; w_y or 0; x_y
-  T* loss;
-  T *total, *hit, *smooth;  // backward: gradients of exp(x - m), -x_y and -w_c x_c
-  int64_t size;
+// The normaliser and the picked logit of n rows, over kClasses more classes from c0 on. t: of
+// probability targets.
+template <class X, Targets kTargets, int kClasses>
+static void normalise_block(const LossTerms<X>& terms, Planes<const typename X::T> x,
+                            Planes<const typename X::T> t, int64_t c0, const Batch<X>& b) {
+  using V = typename X::V;
+  const typename X::T* weight = terms.weight ? terms.weight + c0 : nullptr;
+  for (int64_t i = 0; i < b.n; i += X::kLanes) {
+    V logit[kClasses];
+#pragma GCC unroll 8
+    for (int k = 0; k < kClasses; k++) logit[k] = X::load(x.data + k * x.stride + i);
+    const V before = c0 ? X::load(b.maximum + i) : minus_infinity<X>();
+    V maximum = before;
+#pragma GCC unroll 8
+    for (int k = 0; k < kClasses; k++) maximum = X::max(logit[k], maximum);
+    const V reference = reference_of<X>(maximum);
 
-  LanesScratch(const CrossEntropyArgs& a, const LanesPlan& plan, void* base) {
-    Arena arena{static_cast<char*>(base)};
-    tile = arena.take<T>(plan.classes * plan.width);
-    targets = arena.take<T>(a.target ? 0 : plan.classes * plan.width);
-    T** const arrays[] = {&maximum, &sum,  &dot,   &mass, &counts, &weight,
-                          &picked,  &loss, &total, &hit,  &smooth};
-    for (T** array : arrays) *array = arena.take<T>(plan.width);
-    size = arena.used;
+    auto block = RunningSums<X, kTargets>::nothing();
+    V picked = X::zero(), y = X::zero();
+    if constexpr (kTargets != Targets::kProbability) {
+      picked = c0 ? X::load(b.picked + i) : X::zero();
+      y = X::load(b.y + i);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kClasses; k++) {
+      const V d = X::sub(logit[k], reference);
+      block.sum = X::add(block.sum, exp_of_difference(X{}, d));
+      if constexpr (block.kWeighs) {
+        V u = X::set1(weight ? weight[k] : 1);
+        if constexpr (kTargets == Targets::kProbability) {
+          u = terms.probability_term(X::load(t.data + k * t.stride + i), u);
+        }
+        block.weigh(u, d);
+      }
+      if constexpr (kTargets != Targets::kProbability) {
+        const auto here = X::eq(y, X::set1(static_cast<typename X::T>(c0 + k)));
+        picked = X::blend(here, logit[k], picked);
+      }
+    }
+    if (c0) {
+      auto sums = block;
+      sums.sum = X::load(b.sum + i);
+      if constexpr (sums.kWeighs) {
+        sums.dot = X::load(b.dot + i);
+        sums.mass = X::load(b.mass + i);
+      }
+      sums.rescale(before, reference);
+      block.add(sums);
+    }
+    X::store(b.maximum + i, maximum);
+    X::store(b.sum + i, block.sum);
+    if constexpr (block.kWeighs) {
+      X::store(b.dot + i, block.dot);
+      X::store(b.mass + i, block.mass);
+    }
+    if constexpr (kTargets != Targets::kProbability) X::store(b.picked + i, picked);
   }
-};
+}
 
-// Classes [c0, c0 + classes) of rows [row, row + n) between memory and a tile. A tile may span
-// several samples.
+template <class X, Targets kTargets>
+static void normalise_planes(const LossTerms<X>& terms, Planes<const typename X::T> x,
+                             Planes<const typename X::T> t, int64_t c0, int64_t classes,
+                             const Batch<X>& b) {
+  for (int64_t c = 0; c < classes; c += kClassBlock) {
+    const auto block = with_count<kClassBlock>(
+        classes - c, [](auto n) { return normalise_block<X, kTargets, decltype(n)::kValue>; });
+    block(terms, {x.data + c * x.stride, x.stride}, {t.data + c * t.stride, t.stride}, c0 + c, b);
+  }
+}
+
+// The gradient, from planes to planes, which may be the same.
+template <class X, Targets kTargets, bool kStream>
+static void gradient_planes(const LossTerms<X>& terms, Planes<const typename X::T> x,
+                            Planes<const typename X::T> t, int64_t c0, int64_t classes,
+                            const Batch<X>& b, Planes<typename X::T> out) {
+  using V = typename X::V;
+  for (int64_t c = 0; c < classes; c++) {
+    const typename X::T* from = x.data + c * x.stride;
+    typename X::T* to = out.data + c * out.stride;
+    const V w = X::set1(terms.weight_of(c0 + c));
+    const V here = X::set1(static_cast<typename X::T>(c0 + c));
+    for (int64_t i = 0; i < b.n; i += X::kLanes) {
+      const V d = X::sub(X::load(from + i), X::load(b.maximum + i)), hit = X::load(b.hit + i);
+      V grad = X::mul(X::load(b.total + i), exp_of_difference(X{}, d));
+      if constexpr (kTargets == Targets::kProbability) {
+        const V u = terms.probability_term(X::load(t.data + c * t.stride + i), w);
+        grad = X::sub(grad, X::mul(hit, u));
+      } else {
+        if constexpr (kTargets == Targets::kSmoothedIndex) {
+          grad = X::sub(grad, X::mul(X::load(b.smooth + i), w));
+        }
+        grad = X::blend(X::eq(X::load(b.y + i), here), X::sub(grad, hit), grad);
+      }
+      if constexpr (kStream) {
+        X::stream(to + i, grad);
+      } else {
+        X::store(to + i, grad);
+      }
+    }
+  }
+}
+
+// Classes [c0, c0 + classes) of a batch between memory and a tile. A batch may span several
+// samples.
 template <class X, class IO, bool kToTile>
-static void move_tile(const RowsView& view, const CrossEntropyParams& p, int64_t row, int64_t n,
-                      int64_t c0, int64_t classes, typename X::T* tile, int64_t width) {
-  for (int64_t done = 0; done < n;) {
-    const int64_t rows = min_of(n - done, p.inner - (row + done) % p.inner);
-    IO* outside = row_of<IO>(view, p, row + done) + c0 * view.class_stride;
-    typename X::T* inside = tile + done;
+static void move_tile(const RowsView& view, const CrossEntropyParams& p, const Batch<X>& b,
+                      int64_t c0, int64_t classes, Planes<typename X::T> tile) {
+  for (int64_t done = 0; done < b.n;) {
+    const int64_t rows = min_of(b.n - done, p.inner - (b.row + done) % p.inner);
+    IO* outside = row_of<IO>(view, p, b.row + done) + c0 * view.class_stride;
+    typename X::T* inside = tile.data + done;
     done += rows;
     if (view.inner_stride == 1 && (view.class_stride != 1 || rows > 1)) {
       for (int64_t c = 0; c < classes; c++) {
         if constexpr (kToTile) {
-          copy_into<X>(outside + c * view.class_stride, inside + c * width, rows);
+          copy_into<X>(outside + c * view.class_stride, inside + c * tile.stride, rows);
         } else {
-          copy_into<X>(inside + c * width, outside + c * view.class_stride, rows);
+          copy_into<X>(inside + c * tile.stride, outside + c * view.class_stride, rows);
         }
       }
     } else if constexpr (kToTile) {
-      copy_matrix<X>(outside, view.inner_stride, view.class_stride, inside, 1, width, rows,
+      copy_matrix<X>(outside, view.inner_stride, view.class_stride, inside, 1, tile.stride, rows,
                      classes);
     } else {
-      copy_matrix<X>(inside, 1, width, outside, view.inner_stride, view.class_stride, rows,
+      copy_matrix<X>(inside, 1, tile.stride, outside, view.inner_stride, view.class_stride, rows,
                      classes);
     }
   }
 }
 
-// counts, weight and picked of rows [row, row + n).
-// Returns the first row whose target is not a class, or -1.
-template <class X, class IO>
-static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms, int64_t row,
-                            int64_t n, const LanesScratch<X>& s) {
-  const CrossEntropyParams& p = *a.params;
-  int64_t position = row % p.inner;
-  const IO* x = row_of<const IO>(a.logits, p, row);
-  for (int64_t i = 0; i < n; i++) {
-    const IndexTarget target(p, a.target[row + i]);
-    if (!target.valid) return row + i;
-    s.counts[i] = target.counts ? 1 : 0;
-    s.weight[i] = target.counts ? terms.weight_of(target.y) : 0;
-    s.picked[i] = widen(x[target.y * a.logits.class_stride]);
-    x += a.logits.inner_stride;
-    if (++position == p.inner) {
-      position = 0;
-      x = row_of<const IO>(a.logits, p, row + i + 1);
-    }
+// Where the lanes kernel finds a batch's planes: in the tensors, if those hold the compute type and
+// neighbouring rows side by side, or in tiles.
+template <class X>
+struct Tiles {
+  using T = typename X::T;
+  const CrossEntropyArgs& a;
+  const CrossEntropyParams& p;
+  int64_t width;    // rows of a batch, at most
+  int64_t classes;  // of a tile
+  bool in_place;    // unless a sample's positions end in the middle of a vector
+  T *logits, *targets;
+  int64_t size;  // bytes
+
+  Tiles(const CrossEntropyArgs& a, Arena arena) : a(a), p(*a.params), width(kTileRows) {
+    const auto side_by_side = [](const RowsView& view) {
+      return !view.data || view.inner_stride == 1;
+    };
+    in_place = (a.dtype == DType::kFloat32 || a.dtype == DType::kFloat64) && p.inner >= X::kLanes &&
+               side_by_side(a.logits) && side_by_side(a.probabilities) &&
+               side_by_side(a.grad_logits);
+    while (!in_place && width > 4 * X::kLanes && width * p.C > kTileElements) width /= 2;
+    classes = min_of(p.C, kTileElements / width);
+    logits = arena.take<T>(classes * width);
+    targets = arena.take<T>(a.target ? 0 : classes * width);
+    size = arena.used;
   }
-  return -1;
-}
+
+  int64_t batch_rows(int64_t row, int64_t end) const {
+    const int64_t rows = min_of(end - row, width);
+    if (!in_place) return rows;
+    const int64_t of_sample = min_of(rows, p.inner - row % p.inner);
+    return of_sample < X::kLanes ? of_sample : of_sample / X::kLanes * X::kLanes;
+  }
+
+  bool reads_in_place(const Batch<X>& b) const { return in_place && b.n % X::kLanes == 0; }
+
+  // Classes that are taken at once.
+  int64_t class_step(const Batch<X>& b) const { return reads_in_place(b) ? p.C : classes; }
+
+  Planes<T> place(const RowsView& view, const Batch<X>& b, int64_t c0) const {
+    return {row_of<T>(view, p, b.row) + c0 * view.class_stride, view.class_stride};
+  }
+
+  template <class IO>
+  Planes<T> read(const RowsView& view, const Batch<X>& b, int64_t c0, int64_t count,
+                 T* tile) const {
+    if (reads_in_place(b)) return place(view, b, c0);
+    move_tile<X, const IO, true>(view, p, b, c0, count, {tile, width});
+    return {tile, width};
+  }
+};
 
 template <class X, class IO, Targets kTargets>
-static CrossEntropySums forward_lanes(const CrossEntropyArgs& a, int64_t begin, int64_t end,
-                                      void* base) {
-  using T = typename X::T;
-  using V = typename X::V;
-  const CrossEntropyParams& p = *a.params;
-  const LanesPlan plan(p.C);
-  const LanesScratch<X> s(a, plan, base);
-  const LossTerms<X> terms(a);
-  const int64_t width = plan.width;
-  CrossEntropySums sums{0, 0, -1};
-
-  for (int64_t row = begin; row < end; row += width) {
-    const int64_t n = min_of(width, end - row);
-    if constexpr (kTargets != Targets::kProbability) {
-      sums.bad_row = read_targets<X, IO>(a, terms, row, n, s);
-      if (sums.bad_row >= 0) return sums;
-    }
-
-    for (int64_t c0 = 0; c0 < p.C; c0 += plan.classes) {
-      const int64_t classes = min_of(plan.classes, p.C - c0);
-      move_tile<X, const IO, true>(a.logits, p, row, n, c0, classes, s.tile, width);
-      if constexpr (kTargets == Targets::kProbability) {
-        move_tile<X, const IO, true>(a.probabilities, p, row, n, c0, classes, s.targets, width);
-      }
-      // The last vector may reach beyond n, where whatever is computed is never read.
-      for (int64_t i = 0; i < n; i += X::kLanes) {
-        const T* x = s.tile + i;
-        const V before = c0 ? X::load(s.maximum + i) : minus_infinity<X>();
-        V maximum = before;
-        for (int64_t c = 0; c < classes; c++) maximum = X::max(X::load(x + c * width), maximum);
-        const V reference = reference_of<X>(maximum);
-
-        auto block = RunningSums<X, kTargets>::nothing();
-        for (int64_t c = 0; c < classes; c++) {
-          const V d = X::sub(X::load(x + c * width), reference);
-          block.sum = X::add(block.sum, exp_of_difference(X{}, d));
-          if constexpr (block.kWeighs) {
-            V u = X::set1(terms.weight_of(c0 + c));
-            if constexpr (kTargets == Targets::kProbability) {
-              u = terms.probability_term(X::load(s.targets + c * width + i), u);
-            }
-            block.weigh(u, d);
-          }
-        }
-        auto running = RunningSums<X, kTargets>::nothing();
-        if (c0) {
-          running.sum = X::load(s.sum + i);
-          if constexpr (running.kWeighs) {
-            running.dot = X::load(s.dot + i);
-            running.mass = X::load(s.mass + i);
-          }
-          running.rescale(before, reference);
-        }
-        running.add(block);
-        X::store(s.maximum + i, maximum);
-        X::store(s.sum + i, running.sum);
-        if constexpr (running.kWeighs) {
-          X::store(s.dot + i, running.dot);
-          X::store(s.mass + i, running.mass);
-        }
-      }
-    }
-
-    V loss_sum = X::zero(), weight_sum = X::zero();
-    for (int64_t i = 0; i < n; i += X::kLanes) {
-      const int left = static_cast<int>(min_of(X::kLanes, n - i));
-      const V log_sum = log_of_sum(X{}, X::load(s.sum + i));
-      V loss;
-      if constexpr (kTargets == Targets::kProbability) {
-        loss = X::sub(X::mul(X::load(s.mass + i), log_sum), X::load(s.dot + i));
-      } else {
-        const V weight = X::load(s.weight + i, left);
-        weight_sum = X::add(weight_sum, weight);
-        loss = X::add(X::sub(X::load(s.maximum + i), X::load(s.picked + i)), log_sum);
-        loss = X::mul(X::mul(X::set1(terms.share), weight), loss);
-        if constexpr (kTargets == Targets::kSmoothedIndex) {
-          const V all = X::sub(X::mul(X::set1(terms.weight_sum), log_sum), X::load(s.dot + i));
-          loss = X::fma(X::set1(terms.smooth), all, loss);
-        }
-        loss = X::blend(X::eq(X::load(s.counts + i), X::zero()), X::zero(), loss);
-      }
-      X::store(s.loss + i, loss);
-      loss_sum = X::add(loss_sum, X::load(s.loss + i, left));
-    }
-    sums.loss += static_cast<double>(X::sum(loss_sum));
-    sums.weight += static_cast<double>(X::sum(weight_sum));
-    copy_into<X>(s.maximum, static_cast<T*>(a.maximum) + row, n);
-    copy_into<X>(s.sum, static_cast<T*>(a.sum) + row, n);
-    write_losses<X, IO>(a, s.loss, row, n);
-  }
-  return sums;
-}
-
-// mass of rows [row, row + n). Leaves the targets of a single block of classes in the tile.
-template <class X, class IO>
-static void sum_probabilities(const CrossEntropyArgs& a, const LossTerms<X>& terms,
-                              const LanesPlan& plan, int64_t row, int64_t n,
-                              const LanesScratch<X>& s) {
-  const CrossEntropyParams& p = *a.params;
-  fill_zero(s.mass, plan.width);
-  for (int64_t c0 = 0; c0 < p.C; c0 += plan.classes) {
-    const int64_t classes = min_of(plan.classes, p.C - c0);
-    move_tile<X, const IO, true>(a.probabilities, p, row, n, c0, classes, s.targets, plan.width);
-    for (int64_t i = 0; i < n; i += X::kLanes) {
-      auto mass = X::load(s.mass + i);
-      for (int64_t c = 0; c < classes; c++) {
-        const auto w = X::set1(terms.weight_of(c0 + c));
-        mass = X::add(mass, terms.probability_term(X::load(s.targets + c * plan.width + i), w));
-      }
-      X::store(s.mass + i, mass);
-    }
-  }
-}
-
-template <class X, class IO, Targets kTargets>
-static int64_t backward_lanes(const CrossEntropyArgs& a, int64_t begin, int64_t end, void* base) {
-  using T = typename X::T;
-  using V = typename X::V;
-  const CrossEntropyParams& p = *a.params;
-  const LanesPlan plan(p.C);
-  const LanesScratch<X> s(a, plan, base);
-  const LossTerms<X> terms(a);
-  const int64_t width = plan.width;
-  const bool one_block = plan.classes == p.C;
-
-  for (int64_t row = begin; row < end; row += width) {
-    const int64_t n = min_of(width, end - row);
-    copy_into<X>(static_cast<const T*>(a.maximum) + row, s.maximum, n);
-    copy_into<X>(static_cast<const T*>(a.sum) + row, s.sum, n);
+static void normalise_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
+  const CrossEntropyArgs& a = tiles.a;
+  const int64_t C = tiles.p.C, step = tiles.class_step(b);
+  for (int64_t c0 = 0; c0 < C; c0 += step) {
+    const int64_t count = min_of(step, C - c0);
+    const auto x = tiles.template read<IO>(a.logits, b, c0, count, tiles.logits);
+    Planes<typename X::T> t{};
     if constexpr (kTargets == Targets::kProbability) {
-      sum_probabilities<X, IO>(a, terms, plan, row, n, s);
+      t = tiles.template read<IO>(a.probabilities, b, c0, count, tiles.targets);
     }
-    for (int64_t i = 0; i < n; i++) {
-      const T grad =
-          a.grad_loss ? static_cast<const T*>(a.grad_loss)[row + i] : static_cast<T>(a.grad_scale);
-      if constexpr (kTargets == Targets::kProbability) {
-        s.hit[i] = grad;
-        s.total[i] = grad * s.mass[i] / s.sum[i];
-      } else {
-        const IndexTarget target(p, a.target[row + i]);
-        if (!target.valid) return row + i;
-        s.hit[i] = target.counts ? grad * terms.share * terms.weight_of(target.y) : 0;
-        s.smooth[i] = target.counts ? grad * terms.smooth : 0;
-        const T total =
-            kTargets == Targets::kIndex ? s.hit[i] : s.hit[i] + s.smooth[i] * terms.weight_sum;
-        s.total[i] = total / s.sum[i];  // NaN, not 0, if an ignored row has a NaN: as in PyTorch
-      }
-    }
+    normalise_planes<X, kTargets>(terms, x, t, c0, count, b);
+  }
+}
 
-    for (int64_t c0 = 0; c0 < p.C; c0 += plan.classes) {
-      const int64_t classes = min_of(plan.classes, p.C - c0);
-      move_tile<X, const IO, true>(a.logits, p, row, n, c0, classes, s.tile, width);
-      if (kTargets == Targets::kProbability && !one_block) {
-        move_tile<X, const IO, true>(a.probabilities, p, row, n, c0, classes, s.targets, width);
+// mass of a batch.
+template <class X, class IO>
+static void sum_probabilities_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles,
+                                    const Batch<X>& b) {
+  const int64_t C = tiles.p.C, step = tiles.class_step(b);
+  fill_zero(b.mass, round_up(b.n, X::kLanes));
+  for (int64_t c0 = 0; c0 < C; c0 += step) {
+    const int64_t count = min_of(step, C - c0);
+    const auto t = tiles.template read<IO>(tiles.a.probabilities, b, c0, count, tiles.targets);
+    for (int64_t c = 0; c < count; c++) {
+      const auto w = X::set1(terms.weight_of(c0 + c));
+      for (int64_t i = 0; i < b.n; i += X::kLanes) {
+        const auto u = terms.probability_term(X::load(t.data + c * t.stride + i), w);
+        X::store(b.mass + i, X::add(X::load(b.mass + i), u));
       }
-      for (int64_t i = 0; i < n; i += X::kLanes) {
-        T* x = s.tile + i;
-        const V maximum = X::load(s.maximum + i), total = X::load(s.total + i);
-        for (int64_t c = 0; c < classes; c++) {
-          V grad = X::mul(total, exp_of_difference(X{}, X::sub(X::load(x + c * width), maximum)));
-          if constexpr (kTargets == Targets::kSmoothedIndex) {
-            grad = X::sub(grad, X::mul(X::load(s.smooth + i), X::set1(terms.weight_of(c0 + c))));
-          } else if constexpr (kTargets == Targets::kProbability) {
-            const V u = terms.probability_term(X::load(s.targets + c * width + i),
-                                               X::set1(terms.weight_of(c0 + c)));
-            grad = X::sub(grad, X::mul(X::load(s.hit + i), u));
-          }
-          X::store(x + c * width, grad);
-        }
-      }
-      if constexpr (kTargets !=
-                    Targets::kProbability) {  // before rounding, or 1 - p is lost in bfloat16
-        for (int64_t i = 0; i < n; i++) {
-          const IndexTarget target(p, a.target[row + i]);
-          if (target.y >= c0 && target.y < c0 + classes)
-            s.tile[(target.y - c0) * width + i] -= s.hit[i];
-        }
-      }
-      move_tile<X, IO, false>(a.grad_logits, p, row, n, c0, classes, s.tile, width);
     }
   }
-  return -1;
+}
+
+template <class X, class IO, Targets kTargets>
+static void gradient_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
+  const CrossEntropyArgs& a = tiles.a;
+  const int64_t C = tiles.p.C, step = tiles.class_step(b);
+  for (int64_t c0 = 0; c0 < C; c0 += step) {
+    const int64_t count = min_of(step, C - c0);
+    const auto x = tiles.template read<IO>(a.logits, b, c0, count, tiles.logits);
+    Planes<typename X::T> t{};
+    if constexpr (kTargets == Targets::kProbability) {
+      t = tiles.template read<IO>(a.probabilities, b, c0, count, tiles.targets);
+    }
+    if (tiles.reads_in_place(b)) {
+      const auto out = tiles.place(a.grad_logits, b, c0);
+      if (a.streams && is_aligned<X>(out.data) && out.stride % X::kLanes == 0) {
+        gradient_planes<X, kTargets, true>(terms, x, t, c0, count, b, out);
+      } else {
+        gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, out);
+      }
+    } else {
+      gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, x);
+      move_tile<X, IO, false>(a.grad_logits, tiles.p, b, c0, count, x);
+    }
+  }
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

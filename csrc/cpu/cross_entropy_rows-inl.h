@@ -1,21 +1,21 @@
-// The rows kernel of cross_entropy: one row at a time, lanes are classes. For many classes that lie
-// side by side.
+// cross_entropy with classes in the lanes, one row at a time: for many classes that lie side by
+// side.
 #pragma once
 
-#include "cross_entropy_terms-inl.h"
+#include "cross_entropy_batch-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-static constexpr int64_t kRowBlock =
-    4096;  // classes of a block: 16 KiB of float, read twice while in L1
+// Classes of a block: 16 KiB of float, read twice while in L1.
+static constexpr int64_t kRowBlock = 4096;
+static constexpr int64_t kRowsAtATime = 64;  // a multiple of every number of lanes
+// From here on the lines that two rows share are few enough to stream the others.
+static constexpr int64_t kStreamedRow = 2048;
 
 // The n < kLanes numbers at p, then `rest`.
 template <class X, class IO>
 static inline typename X::V load_tail(const IO* p, int n, typename X::T rest) {
-  typename X::T lanes[X::kLanes];
-  for (auto& lane : lanes) lane = rest;
-  X::store(lanes, X::load(p, n), n);
-  return X::load(lanes);
+  return X::blend(X::first(n), X::load(p, n), X::set1(rest));
 }
 
 template <class X, class IO>
@@ -44,152 +44,129 @@ static inline typename X::V class_weights(const LossTerms<X>& terms, const IO* p
     w = terms.probability_term(whole ? X::load(probabilities + c) : X::load(probabilities + c, n),
                                w);
   }
-  if (!whole) {
-    typename X::T lanes[X::kLanes];
-    X::store(lanes, w);
-    w = X::load(lanes, n);
-  }
-  return w;
+  return whole ? w : X::blend(X::first(n), w, X::zero());
 }
 
 template <class X, class IO, Targets kTargets>
-static CrossEntropySums forward_rows(const CrossEntropyArgs& a, int64_t begin, int64_t end, void*) {
+static void normalise_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
+                           const Batch<X>& b) {
   using T = typename X::T;
   using V = typename X::V;
   constexpr int kL = X::kLanes;
   const CrossEntropyParams& p = *a.params;
-  const LossTerms<X> terms(a);
-  CrossEntropySums sums{0, 0, -1};
-
-  for (int64_t row = begin; row < end; row++) {
-    const IO* x = row_of<const IO>(a.logits, p, row);
-    const IO* probabilities = nullptr;
-    IndexTarget target(p, p.ignore_index);
-    if constexpr (kTargets == Targets::kProbability) {
-      probabilities = row_of<const IO>(a.probabilities, p, row);
-    } else {
-      target = IndexTarget(p, a.target[row]);
-      if (!target.valid) {
-        sums.bad_row = row;
-        return sums;
-      }
-    }
-
+  for (int64_t i = 0; i < b.n; i++) {
+    const IO* x = row_of<const IO>(a.logits, p, b.row + i);
+    const IO* t = kTargets == Targets::kProbability
+                      ? row_of<const IO>(a.probabilities, p, b.row + i)
+                      : nullptr;
     T maximum = -__builtin_inff();
     auto running = RunningSums<X, kTargets>::nothing();
     for (int64_t c0 = 0; c0 < p.C; c0 += kRowBlock) {
-      const int64_t end_class = min_of(c0 + kRowBlock, p.C);
+      const int64_t end = min_of(c0 + kRowBlock, p.C);
       const V before = X::set1(maximum);
-      maximum = maximum_of<X>(x + c0, end_class - c0, maximum);
+      maximum = maximum_of<X>(x + c0, end - c0, maximum);
       const V reference = reference_of<X>(X::set1(maximum));
       auto block = RunningSums<X, kTargets>::nothing();
       int64_t c = c0;
-      for (; c + kL <= end_class; c += kL) {
+      for (; c + kL <= end; c += kL) {
         const V d = X::sub(X::load(x + c), reference);
         block.sum = X::add(block.sum, exp_of_difference(X{}, d));
         if constexpr (block.kWeighs) {
-          block.weigh(class_weights<X, IO, kTargets>(terms, probabilities, c, kL), d);
+          block.weigh(class_weights<X, IO, kTargets>(terms, t, c, kL), d);
         }
       }
-      if (c < end_class) {
-        const int n = static_cast<int>(end_class - c);
+      if (c < end) {
+        const int n = static_cast<int>(end - c);
         const V last = load_tail<X>(x + c, n, -__builtin_inff());
         block.sum = X::add(block.sum, exp_of_difference(X{}, X::sub(last, reference)));
         if constexpr (block.kWeighs) {  // no weight beyond the row, but 0 * -inf would be NaN
           const V d = load_tail<X>(x + c, n, maximum == -__builtin_inff() ? 0 : maximum);
-          block.weigh(class_weights<X, IO, kTargets>(terms, probabilities, c, n),
-                      X::sub(d, reference));
+          block.weigh(class_weights<X, IO, kTargets>(terms, t, c, n), X::sub(d, reference));
         }
       }
       if (c0) running.rescale(before, reference);
       running.add(block);
     }
-
-    const T sum = X::sum(running.sum);
-    const double log_sum = std::log(static_cast<double>(sum));
-    static_cast<T*>(a.maximum)[row] = maximum;
-    static_cast<T*>(a.sum)[row] = sum;
-    double loss = 0;
-    if constexpr (kTargets == Targets::kProbability) {
-      loss = X::sum(running.mass) * log_sum - X::sum(running.dot);
-    } else if (target.counts) {
-      const T picked = widen(x[target.y]);
-      const T weight = terms.weight_of(target.y);
-      loss = terms.share * weight * (static_cast<double>(maximum - picked) + log_sum);
-      if constexpr (kTargets == Targets::kSmoothedIndex) {
-        loss += terms.smooth * (terms.weight_sum * log_sum - X::sum(running.dot));
-      }
-      sums.weight += weight;
+    b.maximum[i] = maximum;
+    b.sum[i] = X::sum(running.sum);
+    if constexpr (running.kWeighs) {
+      b.dot[i] = X::sum(running.dot);
+      b.mass[i] = X::sum(running.mass);
     }
-    sums.loss += loss;
-    const T rounded = static_cast<T>(loss);
-    write_losses<X, IO>(a, &rounded, row, 1);
+    if constexpr (kTargets != Targets::kProbability) {
+      const int64_t y = a.target[b.row + i];
+      b.picked[i] = b.y[i] < 0 ? T(0) : widen(x[y]);
+    }
   }
-  return sums;
+}
+
+// mass of a batch.
+template <class X, class IO>
+static void sum_probabilities_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
+                                   const Batch<X>& b) {
+  const CrossEntropyParams& p = *a.params;
+  for (int64_t i = 0; i < b.n; i++) {
+    const IO* t = row_of<const IO>(a.probabilities, p, b.row + i);
+    auto mass = X::zero();
+    for (int64_t c = 0; c < p.C; c += X::kLanes) {
+      const int n = static_cast<int>(min_of(X::kLanes, p.C - c));
+      mass = X::add(mass, class_weights<X, IO, Targets::kProbability>(terms, t, c, n));
+    }
+    b.mass[i] = X::sum(mass);
+  }
 }
 
 template <class X, class IO, Targets kTargets>
-static int64_t backward_rows(const CrossEntropyArgs& a, int64_t begin, int64_t end, void*) {
+static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, const Batch<X>& b) {
   using T = typename X::T;
   using V = typename X::V;
   constexpr int kL = X::kLanes;
   const CrossEntropyParams& p = *a.params;
-  const LossTerms<X> terms(a);
-
-  for (int64_t row = begin; row < end; row++) {
-    const IO* x = row_of<const IO>(a.logits, p, row);
-    IO* out = row_of<IO>(a.grad_logits, p, row);
-    const IO* probabilities = nullptr;
-    const T maximum = static_cast<const T*>(a.maximum)[row],
-            sum = static_cast<const T*>(a.sum)[row];
-    const T grad =
-        a.grad_loss ? static_cast<const T*>(a.grad_loss)[row] : static_cast<T>(a.grad_scale);
-    IndexTarget target(p, p.ignore_index);
-    T hit = grad, smooth = grad, total;  // gradients of -x_y, of -u_c x_c and of exp(x - m)
+  for (int64_t i = 0; i < b.n; i++) {
+    const IO* x = row_of<const IO>(a.logits, p, b.row + i);
+    IO* out = row_of<IO>(a.grad_logits, p, b.row + i);
+    const IO* t = nullptr;
+    V weighed = X::zero();  // the gradient of -u_c x_c
     if constexpr (kTargets == Targets::kProbability) {
-      probabilities = row_of<const IO>(a.probabilities, p, row);
-      V mass = X::zero();
-      for (int64_t c = 0; c < p.C; c += kL) {
-        const int n = static_cast<int>(min_of(kL, p.C - c));
-        mass = X::add(mass, class_weights<X, IO, kTargets>(terms, probabilities, c, n));
-      }
-      total = grad * X::sum(mass);
+      t = row_of<const IO>(a.probabilities, p, b.row + i);
+      weighed = X::set1(b.hit[i]);
     } else {
-      target = IndexTarget(p, a.target[row]);
-      if (!target.valid) return row;
-      hit = target.counts ? grad * terms.share * terms.weight_of(target.y) : 0;
-      smooth = target.counts ? grad * terms.smooth : 0;
-      total = kTargets == Targets::kIndex ? hit : hit + smooth * terms.weight_sum;
-      // A row that does not count, and in which no NaN must be passed on.
-      if (!target.counts && maximum - maximum == 0 && sum - sum == 0) {
+      if (b.total[i] == 0 && b.y[i] < 0) {  // a row that does not count, without a NaN
         fill_zero(out, p.C);
         continue;
       }
+      if constexpr (kTargets == Targets::kSmoothedIndex) weighed = X::set1(b.smooth[i]);
     }
-    total /= sum;
-
-    const V m = X::set1(maximum), scale = X::set1(total);
+    const V maximum = X::set1(b.maximum[i]), total = X::set1(b.total[i]);
     const auto gradient = [&](V logits, int64_t c, int n) {
-      V g = X::mul(scale, exp_of_difference(X{}, X::sub(logits, m)));
+      V g = X::mul(total, exp_of_difference(X{}, X::sub(logits, maximum)));
       if constexpr (kTargets != Targets::kIndex) {
-        g = X::sub(
-            g, X::mul(X::set1(smooth), class_weights<X, IO, kTargets>(terms, probabilities, c, n)));
+        g = X::sub(g, X::mul(weighed, class_weights<X, IO, kTargets>(terms, t, c, n)));
       }
       return g;
     };
     int64_t c = 0;
+    if constexpr (kSameType<IO, T>) {
+      if (a.streams && p.C >= kStreamedRow) {  // from the first aligned vector on
+        const auto past = reinterpret_cast<uintptr_t>(out) % sizeof(V);
+        const int head = static_cast<int>((sizeof(V) - past) % sizeof(V) / sizeof(T));
+        X::store(out, gradient(X::load(x, head), 0, head), head);
+        for (c = head; c + kL <= p.C; c += kL) X::stream(out + c, gradient(X::load(x + c), c, kL));
+      }
+    }
     for (; c + kL <= p.C; c += kL) X::store(out + c, gradient(X::load(x + c), c, kL));
     if (c < p.C) {
       const int n = static_cast<int>(p.C - c);
       X::store(out + c, gradient(X::load(x + c, n), c, n), n);
     }
-    if constexpr (kTargets != Targets::kProbability) {  // anew, since 1 - p must not be rounded
-                                                        // twice in bfloat16
-      const int64_t y = target.y;
-      X::store(out + y, X::sub(gradient(X::load(x + y, 1), y, 1), X::set1(hit)), 1);
+    if constexpr (kTargets != Targets::kProbability) {
+      // Anew: 1 - p must not be rounded twice in bfloat16.
+      if (b.y[i] >= 0) {
+        const int64_t y = a.target[b.row + i];
+        X::store(out + y, X::sub(gradient(X::load(x + y, 1), y, 1), X::set1(b.hit[i])), 1);
+      }
     }
   }
-  return -1;
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

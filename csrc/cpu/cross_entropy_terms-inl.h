@@ -1,5 +1,5 @@
-// What both kernels of cross_entropy share: the constants of a call, the rows' targets, and the
-// running normaliser.
+// The terms of cross_entropy: exponentials and logarithms, the constants of a call, and the running
+// normaliser.
 //
 // Infinities and NaN need no branch. A maximum of -inf stands for "nothing yet": differences are
 // then taken to 0, so that -inf counts nothing and NaN still arrives in the sum. A row of only -inf
@@ -131,17 +131,6 @@ struct LossTerms {
   }
 };
 
-struct IndexTarget {
-  int64_t y;    // 0 for a row that does not count
-  bool counts;  // not ignored
-  bool valid;
-
-  IndexTarget(const CrossEntropyParams& p, int64_t target) : counts(target != p.ignore_index) {
-    valid = !counts || (target >= 0 && target < p.C);
-    y = counts && valid ? target : 0;
-  }
-};
-
 static inline float widen(float a) { return a; }
 static inline double widen(double a) { return a; }
 static inline float widen(BFloat16 a) { return to_float(a); }
@@ -153,17 +142,9 @@ static inline IO* row_of(const RowsView& view, const CrossEntropyParams& p, int6
          row % p.inner * view.inner_stride;
 }
 
-// The loss of rows [row, row + n) to the tensor, which has the dtype of the logits or the compute
-// type.
-template <class X, class IO>
-static inline void write_losses(const CrossEntropyArgs& a, const typename X::T* loss, int64_t row,
-                                int64_t n) {
-  if (!a.loss) return;
-  if (a.loss_dtype == a.dtype) {
-    copy_into<X>(loss, static_cast<IO*>(a.loss) + row, n);
-  } else {
-    copy_into<X>(loss, static_cast<typename X::T*>(a.loss) + row, n);
-  }
+template <class X>
+static inline bool is_aligned(const typename X::T* p) {
+  return reinterpret_cast<uintptr_t>(p) % sizeof(typename X::V) == 0;
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

@@ -9,6 +9,7 @@ _REDUCTIONS = {"none": autograd.NONE, "mean": autograd.MEAN, "sum": autograd.SUM
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 _HALVES = {torch.bfloat16, torch.float16}
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
+_MAX_CLASSES = 2**24  # and the largest ignore_index, as in csrc/cross_entropy.h
 
 
 def cross_entropy(
@@ -103,6 +104,7 @@ def _has_kernel(input, target, weight, ignore_index, reduction, label_smoothing,
         and dtype in _DTYPES
         and reduction in _REDUCTIONS
         and isinstance(ignore_index, int)
+        and -_MAX_CLASSES <= ignore_index <= _MAX_CLASSES
         and isinstance(label_smoothing, (float, int))
         and label_smoothing <= 1
         and input.numel() > 0
@@ -113,6 +115,8 @@ def _has_kernel(input, target, weight, ignore_index, reduction, label_smoothing,
         if target.dtype != dtype or ignore_index >= 0 or dim == 0:
             return False
     elif target.dtype != torch.int64 or target.shape != (shape[:1] + shape[2:] if dim > 1 else ()):
+        return False
+    if shape[1 if dim > 1 else 0] > _MAX_CLASSES:
         return False
     if weight is None:
         return True

@@ -21,6 +21,8 @@ struct F32 {
   static V load(const T* p) { return _mm256_loadu_ps(p); }
   static void store(T* p, V a) { _mm256_storeu_ps(p, a); }
   static void stream(T* p, V a) { _mm256_stream_ps(p, a); }
+  static void end_streams() { _mm_sfence(); }
+  static M first(int n) { return _mm256_castsi256_ps(lanes(n)); }
   static V load(const T* p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
   static void store(T* p, V a, int n) { _mm256_maskstore_ps(p, lanes(n), a); }
 
@@ -61,6 +63,11 @@ struct F32 {
     __m128i bytes = _mm_setzero_si128();
     std::memcpy(&bytes, p, n);
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+  }
+  static V load(const int64_t* p, int n) {
+    T lanes[kLanes] = {};
+    for (int i = 0; i < n; i++) lanes[i] = static_cast<T>(p[i]);
+    return load(lanes);
   }
 
   static V add(V a, V b) { return _mm256_add_ps(a, b); }
@@ -171,6 +178,8 @@ struct F64 {
   static V load(const T* p) { return _mm256_loadu_pd(p); }
   static void store(T* p, V a) { _mm256_storeu_pd(p, a); }
   static void stream(T* p, V a) { _mm256_stream_pd(p, a); }
+  static void end_streams() { _mm_sfence(); }
+  static M first(int n) { return _mm256_castsi256_pd(lanes(n)); }
   static V load(const T* p, int n) { return _mm256_maskload_pd(p, lanes(n)); }
   static void store(T* p, V a, int n) { _mm256_maskstore_pd(p, lanes(n), a); }
   static void store(uint8_t* p, V a) { store(p, a, kLanes); }
@@ -184,6 +193,11 @@ struct F64 {
     __m128i bytes = _mm_setzero_si128();
     std::memcpy(&bytes, p, n);
     return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(bytes));
+  }
+  static V load(const int64_t* p, int n) {
+    T lanes[kLanes] = {};
+    for (int i = 0; i < n; i++) lanes[i] = static_cast<T>(p[i]);
+    return load(lanes);
   }
 
   static V add(V a, V b) { return _mm256_add_pd(a, b); }

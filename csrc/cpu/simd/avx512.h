@@ -22,6 +22,7 @@ struct F32 {
   static V load(const T* p) { return _mm512_loadu_ps(p); }
   static void store(T* p, V a) { _mm512_storeu_ps(p, a); }
   static void stream(T* p, V a) { _mm512_stream_ps(p, a); }
+  static void end_streams() { _mm_sfence(); }
   static M first(int n) { return static_cast<M>((1u << n) - 1); }
   static V load(const T* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static void store(T* p, V a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
@@ -53,6 +54,12 @@ struct F32 {
   }
   static V load(const uint8_t* p, int n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+  }
+
+  static V load(const int64_t* p, int n) {
+    const __m256 low = _mm512_cvtepi64_ps(_mm512_maskz_loadu_epi64(first(n) & 0xff, p));
+    const __m256 high = _mm512_cvtepi64_ps(_mm512_maskz_loadu_epi64(first(n) >> 8, p + 8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
   }
 
   static V add(V a, V b) { return _mm512_add_ps(a, b); }
@@ -144,6 +151,7 @@ struct F64 {
   static V load(const T* p) { return _mm512_loadu_pd(p); }
   static void store(T* p, V a) { _mm512_storeu_pd(p, a); }
   static void stream(T* p, V a) { _mm512_stream_pd(p, a); }
+  static void end_streams() { _mm_sfence(); }
   static M first(int n) { return static_cast<M>((1u << n) - 1); }
   static V load(const T* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
   static void store(T* p, V a, int n) { _mm512_mask_storeu_pd(p, first(n), a); }
@@ -156,6 +164,10 @@ struct F64 {
   static V load(const uint8_t* p) { return load(p, kLanes); }
   static V load(const uint8_t* p, int n) {
     return _mm512_cvtepi64_pd(_mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(first(n), p)));
+  }
+
+  static V load(const int64_t* p, int n) {
+    return _mm512_cvtepi64_pd(_mm512_maskz_loadu_epi64(first(n), p));
   }
 
   static V add(V a, V b) { return _mm512_add_pd(a, b); }

@@ -5,9 +5,11 @@
 //   T, V, M, kLanes             scalar, vector, mask, lanes
 //   kTileCols                   convolution outputs that fit the registers beside 2 filter vectors
 //   load, store (p, a[, n])     any alignment, from and to T, BFloat16, Float16 and uint8_t; n: the
-//   first n lanes,
-//                               the others read as zero and are not written
+//                               first n lanes, the others read as zero and are not written
+//   load (p, n)                 also of int64_t, rounded to T
+//   first (n)                   the mask of the first n lanes
 //   stream (p, a)               store past the cache; p aligned to the vector
+//   end_streams ()              other threads see what was streamed
 //   max, min (a, b)             b where either is NaN, as x86 has it
 //   fma (a, b, c)               a * b + c
 //   scale2 (a, n)               a * 2^n for whole n
@@ -41,6 +43,11 @@ struct Generic {
 
   static V zero() { return V{}; }
   static V set1(T a) { return V{} + a; }
+  static M first(int n) {
+    M m;
+    for (int i = 0; i < kLanes; i++) m[i] = i < n ? -1 : 0;
+    return m;
+  }
   template <class U>
   static V load(const U* p) {
     return load(p, kLanes);
@@ -56,6 +63,7 @@ struct Generic {
   }
   static void store(T* p, V a) { std::memcpy(p, &a, sizeof a); }
   static void stream(T* p, V a) { store(p, a); }
+  static void end_streams() {}
   template <class U>
   static V load(const U* p, int n) {
     V a{};
@@ -122,6 +130,7 @@ struct Generic {
   static T widen(BFloat16 a) { return to_float(a); }
   static T widen(Float16 a) { return to_float(a); }
   static T widen(uint8_t a) { return a; }
+  static T widen(int64_t a) { return static_cast<T>(a); }
   static void narrow(T a, T* p) { *p = a; }
   static void narrow(T a, BFloat16* p) { *p = to_bfloat16(static_cast<float>(a)); }
   static void narrow(T a, Float16* p) { *p = to_float16(static_cast<float>(a)); }
