@@ -125,15 +125,81 @@ static void gradient_planes(const LossTerms<X>& terms, Planes<const typename X::
   }
 }
 
+// Between dense rows [rows][C] of very few classes and planes: every vector of the one side is put
+// together from the C vectors of the other, where a square transpose would mostly move nothing.
+template <class X>
+struct Interleave {
+  using T = typename X::T;
+  using V = typename X::V;
+  using M = typename X::M;
+  static constexpr int64_t kMost = X::kPermutes ? 4 : 0;  // C * C permutations a vector of rows
+
+  int64_t C;                      // 0 if there are too many
+  V index[2][kMost * kMost + 1];  // to planes [plane][vector of rows], to rows the other way round
+  M mask[2][kMost * kMost + 1];
+
+  void prepare(int64_t classes) {
+    C = classes <= kMost ? classes : 0;
+    if constexpr (kMost > 0) {
+      for (int64_t part = 0; part < 2 * C * C; part++) {
+        const int64_t to = part / C % C, from = part % C;
+        uint8_t lane[X::kLanes];
+        T belongs[X::kLanes];
+        for (int64_t i = 0; i < X::kLanes; i++) {
+          // The element's place among the rows, and its plane.
+          const int64_t place = part < C * C ? i * C + to : to * X::kLanes + i;
+          lane[i] = static_cast<uint8_t>(part < C * C ? place % X::kLanes : place / C);
+          belongs[i] = (part < C * C ? place / X::kLanes : place % C) == from;
+        }
+        index[part / (C * C)][part % (C * C)] = X::load_integers(lane, X::kLanes);
+        mask[part / (C * C)][part % (C * C)] = X::gt(X::load(belongs), X::zero());
+      }
+    }
+  }
+
+  // kLanes rows, `step` apart from vector to vector on either side.
+  template <bool kToPlanes>
+  void move(const T* from, int64_t from_step, T* to, int64_t to_step) const {
+    if constexpr (kMost > 0) {
+      for (int64_t j = 0; j < C; j++) {
+        V joined = X::zero();
+        for (int64_t k = 0; k < C; k++) {
+          const V moved =
+              X::permute(X::load(from + k * from_step), index[kToPlanes ? 0 : 1][j * C + k]);
+          joined = X::blend(mask[kToPlanes ? 0 : 1][j * C + k], moved, joined);
+        }
+        X::store(to + j * to_step, joined);
+      }
+    }
+  }
+};
+
 // Classes [c0, c0 + classes) of a batch between memory and a tile. A batch may span several
 // samples.
 template <class X, class IO, bool kToTile>
 static void move_tile(const RowsView& view, const CrossEntropyParams& p, const Batch<X>& b,
-                      int64_t c0, int64_t classes, Planes<typename X::T> tile) {
+                      int64_t c0, int64_t classes, const Interleave<X>& interleave,
+                      Planes<typename X::T> tile) {
   for (int64_t done = 0; done < b.n;) {
     const int64_t rows = min_of(b.n - done, p.inner - (b.row + done) % p.inner);
     IO* outside = row_of<IO>(view, p, b.row + done) + c0 * view.class_stride;
     typename X::T* inside = tile.data + done;
+    if constexpr (kSameType<IO, typename X::T> || kSameType<IO, const typename X::T>) {
+      if (interleave.C == classes && view.class_stride == 1 && view.inner_stride == classes &&
+          rows >= X::kLanes) {
+        for (int64_t i = 0; i + X::kLanes <= rows; i += X::kLanes) {
+          if constexpr (kToTile) {
+            interleave.template move<true>(outside + i * classes, X::kLanes, inside + i,
+                                           tile.stride);
+          } else {
+            interleave.template move<false>(inside + i, tile.stride, outside + i * classes,
+                                            X::kLanes);
+          }
+        }
+        done += rows / X::kLanes * X::kLanes;
+        continue;
+      }
+    }
     done += rows;
     if (view.inner_stride == 1 && (view.class_stride != 1 || rows > 1)) {
       for (int64_t c = 0; c < classes; c++) {
@@ -165,6 +231,7 @@ struct Tiles {
   bool in_place;    // unless a sample's positions end in the middle of a vector
   T *logits, *targets;
   int64_t size;  // bytes
+  Interleave<X> interleave;
 
   Tiles(const CrossEntropyArgs& a, Arena arena) : a(a), p(*a.params), width(kTileRows) {
     const auto side_by_side = [](const RowsView& view) {
@@ -178,6 +245,7 @@ struct Tiles {
     logits = arena.take<T>(classes * width);
     targets = arena.take<T>(a.target ? 0 : classes * width);
     size = arena.used;
+    if (arena.base) interleave.prepare(in_place ? 0 : p.C);
   }
 
   int64_t batch_rows(int64_t row, int64_t end) const {
@@ -200,7 +268,7 @@ struct Tiles {
   Planes<T> read(const RowsView& view, const Batch<X>& b, int64_t c0, int64_t count,
                  T* tile) const {
     if (reads_in_place(b)) return place(view, b, c0);
-    move_tile<X, const IO, true>(view, p, b, c0, count, {tile, width});
+    move_tile<X, const IO, true>(view, p, b, c0, count, interleave, {tile, width});
     return {tile, width};
   }
 };
@@ -259,7 +327,7 @@ static void gradient_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, con
       }
     } else {
       gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, x);
-      move_tile<X, IO, false>(a.grad_logits, tiles.p, b, c0, count, x);
+      move_tile<X, IO, false>(a.grad_logits, tiles.p, b, c0, count, tiles.interleave, x);
     }
   }
 }
