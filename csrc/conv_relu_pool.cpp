@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 #include "cpu/weight_cache.h"
+#include "empty.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
@@ -138,14 +138,8 @@ bool answers_channels_last(const Tensor& x, const Tensor& weight) {
   return is_channels_last(x) || is_channels_last(weight);
 }
 
-Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last,
-             std::optional<ScalarType> dtype = std::nullopt) {
-  Tensor result = torch::stable::empty(
-      torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
-      dtype ? *dtype : like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  cpu::prefer_huge_pages(result.data_ptr(), result.numel() * result.element_size());
-  return result;
+Tensor empty(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
+  return imgfast::empty({sizes.data(), sizes.size()}, dtype, channels_last);
 }
 
 cpu::View4 view(const Tensor& t) {
@@ -266,9 +260,9 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                   kMaxAvgWindow, " positions");
   // A convolution output that is dense in both layouts loses channels_last in stock's activation.
   const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
-  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x, answers_channels_last(x, weight) && !both);
-  Tensor codes =
-      empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, x, false, ScalarType::Byte);
+  Tensor y =
+      empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(x, weight) && !both);
+  Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
   if (bias) {
     STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 &&
@@ -334,10 +328,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
   }
 
   const bool channels_last = answers_channels_last(x, weight);
-  Tensor grad_x = empty(need_x ? Ints{p.N, p.C, p.H, p.W} : Ints{0}, x, need_x && channels_last);
-  Tensor grad_weight = empty(need_weight ? Ints{p.K, p.C / p.groups, p.R, p.S} : Ints{0}, x,
-                             need_weight && is_channels_last(weight));
-  Tensor grad_bias = empty({need_bias ? p.K : 0}, x, false);
+  Tensor grad_x =
+      empty(need_x ? Ints{p.N, p.C, p.H, p.W} : Ints{0}, x.scalar_type(), need_x && channels_last);
+  Tensor grad_weight = empty(need_weight ? Ints{p.K, p.C / p.groups, p.R, p.S} : Ints{0},
+                             x.scalar_type(), need_weight && is_channels_last(weight));
+  Tensor grad_bias = empty({need_bias ? p.K : 0}, x.scalar_type());
   cpu::ConvBackwardArgs args{};
   args.params = &p;
   args.dtype = dtype_of(x, "conv_relu_pool", "x");

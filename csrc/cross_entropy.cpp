@@ -18,6 +18,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/scalar.h"
+#include "empty.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
@@ -118,7 +119,7 @@ struct Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  Tensor new_stats() const { return torch::stable::empty({{2 * rows + 1}}, compute); }
+  Tensor new_stats() const { return empty({{2 * rows + 1}}, compute); }
 
   void use_stats(const Tensor& stats) {
     STD_TORCH_CHECK(stats.is_cpu() && stats.scalar_type() == compute && stats.is_contiguous() &&
@@ -226,7 +227,7 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
       if (d != (input.dim() == 1 ? 0 : 1)) loss_sizes.push_back(sizes[d]);
     }
   }
-  Tensor loss = torch::stable::empty(Sizes(loss_sizes.data(), loss_sizes.size()), loss_dtype);
+  Tensor loss = empty(Sizes(loss_sizes.data(), loss_sizes.size()), loss_dtype);
   Tensor stats = call.new_stats();
   call.use_stats(stats);
   if (!reduced) args.loss = loss.data_ptr();
@@ -290,11 +291,12 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, cons
     args.grad_loss = grad.data_ptr();
   }
 
-  Tensor grad_input = torch::stable::empty_like(input);
+  Tensor grad_input = input.is_contiguous() ? empty(input.sizes(), input.scalar_type())
+                                            : torch::stable::empty_like(input);
   Tensor walked = grad_input;
   auto view = view_rows(grad_input);
   if (!view) {  // written in another layout first
-    walked = torch::stable::empty(input.sizes(), input.scalar_type());
+    walked = empty(input.sizes(), input.scalar_type());
     view = view_rows(walked);
   }
   args.grad_logits = *view;
