@@ -155,15 +155,23 @@ struct GradientRows {
   }
 };
 
-// sums[k] += the gradients of all positions, grad [positions][K].
+// sums[k] += the gradients of all positions, grad [positions][step], of which the first K count. In
+// four parts, since a sum that waits for itself wastes four cycles.
 template <class X>
-static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
+static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t step, int64_t K,
                               typename X::T* sums) {
   for (int64_t k = 0; k < K; k += X::kLanes) {
     const int n = static_cast<int>(min_of(X::kLanes, K - k));
-    auto total = X::zero();
-    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
-    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
+    const typename X::T* from = grad + k;
+    typename X::V total[4] = {X::zero(), X::zero(), X::zero(), X::zero()};
+    int64_t i = 0;
+    for (; i + 4 <= positions; i += 4) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++, from += step) total[u] = X::add(total[u], X::load(from, n));
+    }
+    for (; i < positions; i++, from += step) total[0] = X::add(total[0], X::load(from, n));
+    total[0] = X::add(X::add(total[0], total[1]), X::add(total[2], total[3]));
+    X::store(sums + k, X::add(X::load(sums + k, n), total[0]), n);
   }
 }
 

@@ -278,7 +278,7 @@ template <class X, int NV, int TC>
 static void product_tile(const Reduction& reduction, const typename X::T* v,
                          const typename X::T* weight, bool add, typename X::T* m) {
   Tile<X, NV, 1, TC> tile;
-  convolve_tile(reduction, v, weight, tile);
+  convolve_tile<false>(reduction, v, weight, tile);
   if (add) {
     tile.for_each([&](auto& sum, int i) {
       X::store(m + i * X::kLanes, X::add(X::load(m + i * X::kLanes), sum));
@@ -302,18 +302,6 @@ static void multiply(const Reduction& reduction, const typename X::T* v, int64_t
           n, [](auto tiles) { return product_tile<X, NV, decltype(tiles)::kValue>; });
       product(reduction, v + point * v_plane + first * reduction.col_step,
               weight + point * weight_plane, add, m + point * m_plane + first * NV * X::kLanes);
-    }
-  }
-}
-
-// Calls function(Count<vectors>, first filter) for every block of filters.
-template <class X, class Function>
-static void for_each_block(int64_t filters, Function function) {
-  for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
-    if (filters - k0 > X::kLanes) {
-      function(Count<2>{}, k0);
-    } else {
-      function(Count<1>{}, k0);
     }
   }
 }
