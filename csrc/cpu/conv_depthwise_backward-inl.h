@@ -126,7 +126,7 @@ template <class X>
 struct DepthwiseInputScratch {
   GradientStrip<X> gradient;
   Phase *down, *across;
-  typename X::T* row;  // [row_group][W][block]
+  typename X::T* row;  // [row_group][W][lanes]
   int64_t size;
 
   DepthwiseInputScratch(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>& plan, Arena arena)
@@ -134,7 +134,7 @@ struct DepthwiseInputScratch {
                  plan.across.end - plan.across.first, gradient_rows_at_a_time<X>(a)) {
     down = arena.take<Phase>(plan.down.count);
     across = arena.take<Phase>(plan.across.count);
-    row = arena.take<typename X::T>(plan.row_group * a.params->W * kFilterBlock<X>);
+    row = arena.take<typename X::T>(plan.row_group * a.params->W * X::kLanes);
     size = arena.used;
   }
 };
@@ -159,7 +159,7 @@ static int64_t depthwise_input_units(const ConvBackwardArgs& a) {
                     [&](auto x, auto) { return DepthwiseInputPlan<decltype(x)>(a).units.count; });
 }
 
-// [channel block][phase down][phase across][taps, from the last][lanes of the block]
+// [vector of channels][phase down][phase across][taps, from the last][lanes]
 static void depthwise_input_pack(const ConvBackwardArgs& a) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
@@ -168,8 +168,7 @@ static void depthwise_input_pack(const ConvBackwardArgs& a) {
     const ConvReLUPoolParams& p = *a.params;
     const DepthwiseInputPlan<X> plan(a);
     const int64_t* stride = a.weight.stride;
-    for_each_block<X>(round_up(p.C, X::kLanes), [&](auto vectors, int64_t c0) {
-      const int64_t lanes = decltype(vectors)::kValue * X::kLanes;
+    for (int64_t c0 = 0; c0 < p.C; c0 += X::kLanes) {
       T* block = static_cast<T*>(a.packed_weight) + c0 * p.R * p.S;
       Phase h{}, w{};
       for (int64_t i = 0; i < plan.down.count; i++) {
@@ -181,36 +180,33 @@ static void depthwise_input_pack(const ConvBackwardArgs& a) {
               at<IO>(a.weight, c0, 0, h.last, w.last),
               {stride[0], 1, -plan.down.tap_step * stride[2], -plan.across.tap_step * stride[3]}};
           pack_filters<X>(h.count, w.count, turned, static_cast<const IO*>(turned.data), 1,
-                          min_of(lanes, p.C - c0), lanes,
-                          block + (h.before * p.S + h.count * w.before) * lanes);
+                          min_of(X::kLanes, p.C - c0), X::kLanes,
+                          block + (h.before * p.S + h.count * w.before) * X::kLanes);
         }
       }
-    });
+    }
   });
 }
 
 // TC neighbouring columns of one phase in a row of grad_x.
-template <class X, int NV, int TC>
+template <class X, int TC>
 static void phase_tile(const Reduction& reduction, const typename X::T* in,
                        const typename X::T* weight, typename X::T* out, int64_t out_step) {
-  Tile<X, NV, 1, TC> tile;
+  Tile<X, 1, 1, TC> tile;
   convolve_tile<true>(reduction, in, weight, tile);
 #pragma GCC unroll 12
-  for (int tc = 0; tc < TC; tc++, out += out_step) {
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) X::store(out + v * X::kLanes, tile.sum[0][tc][v]);
-  }
+  for (int tc = 0; tc < TC; tc++) X::store(out + tc * out_step, tile.sum[0][tc][0]);
 }
 
-// One block of a unit's channels, its first one c.
-template <class X, class IO, int NV>
-static void input_block(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>& plan,
-                        const DepthwiseInputScratch<X>& s,
-                        const typename DepthwiseUnits<X>::Unit& unit, int64_t c) {
+// One vector of a unit's channels, its first one c.
+template <class X, class IO>
+static void input_vector(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>& plan,
+                         const DepthwiseInputScratch<X>& s,
+                         const typename DepthwiseUnits<X>::Unit& unit, int64_t c) {
   using T = typename X::T;
   const ConvReLUPoolParams& p = *a.params;
   const Phases &down = plan.down, &across = plan.across;
-  const int64_t lanes = NV * X::kLanes, valid = min_of(lanes, unit.c0 + unit.channels - c);
+  const int64_t lanes = X::kLanes, valid = min_of(lanes, unit.c0 + unit.channels - c);
   const int64_t step = plan.units.step, row_step = s.gradient.width * step;
   const bool to_x = writes_to<X, IO>(a.grad_x, lanes, valid);
   const int64_t col = to_x ? a.grad_x.stride[3] : lanes;
@@ -238,7 +234,7 @@ static void input_block(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>& 
       for (int64_t t = 0; t < tiles; t++) {
         const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
         const auto tile = with_count<X::kTileCols>(
-            cols, [](auto n) { return phase_tile<X, NV, decltype(n)::kValue>; });
+            cols, [](auto n) { return phase_tile<X, decltype(n)::kValue>; });
         tile(reduction, in + q * step, taps, row + (w + q * p.stride_w) * col, p.stride_w * col);
       }
     }
@@ -265,9 +261,9 @@ static void depthwise_input(const ConvBackwardArgs& a, int64_t unit_begin, int64
       s.gradient.of(unit.channels)
           .template expand<IO>(a, unit.n, unit.c0, p0, plan.down.end_output(unit.row_end) - p0,
                                plan.across.first);
-      for_each_block<X>(round_up(unit.channels, X::kLanes), [&](auto vectors, int64_t c) {
-        input_block<X, IO, decltype(vectors)::kValue>(a, plan, s, unit, unit.c0 + c);
-      });
+      for (int64_t c = 0; c < unit.channels; c += X::kLanes) {
+        input_vector<X, IO>(a, plan, s, unit, unit.c0 + c);
+      }
     }
   });
 }

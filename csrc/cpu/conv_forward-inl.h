@@ -24,6 +24,8 @@ struct ForwardPlan {
   using T = typename X::T;
   static_assert(kFilterStep % kFilterBlock<X> == 0);
   static constexpr int kWindows = X::kTileCols / 4;  // 2 x 2, of a tile pooled in registers
+  // A vector of depthwise filters shares no input with the next, and alone leaves more of L1.
+  static constexpr int64_t kBlock = kDepthwise ? X::kLanes : kFilterBlock<X>;
 
   int64_t groups;         // that filters are packed in
   int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
@@ -91,8 +93,8 @@ struct ForwardScratch {
     Arena arena{static_cast<char*>(base)};
     strip = arena.take<typename X::T>(plan.in_place ? 0 : plan.rows * plan.width * plan.channels);
     const bool has_ring = !plan.in_tile && p.pool != Pool::kNone;
-    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * kFilterBlock<X> : 0);
-    row = arena.take<typename X::T>(plan.row_group * p.PW * kFilterBlock<X>);
+    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * plan.kBlock : 0);
+    row = arena.take<typename X::T>(plan.row_group * p.PW * plan.kBlock);
     size = arena.used;
   }
 };
@@ -134,8 +136,8 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
     const ForwardPlan<X, kDepthwise> plan(a);
     for (int64_t g = 0; g < plan.groups; g++) {
       auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
-      for (int64_t k0 = 0; k0 < plan.filters; k0 += kFilterBlock<X>) {
-        const int64_t lanes = min_of(kFilterBlock<X>, plan.filters - k0);
+      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
+        const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
         const int64_t valid = min_of(lanes, plan.K - k0);
         pack_filters<X>(p.R, p.S, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0),
                         plan.C, valid, lanes, out);
@@ -166,6 +168,21 @@ static void pooled_tile(const ForwardPlan<X, kDepthwise>& plan, const ConvReLUPo
   }
 }
 
+// Results of a row without a pool; inlined for every activation that is cheap.
+template <class X, int NV, int TC>
+[[gnu::always_inline]] static inline void put_row(const Tile<X, NV, 1, TC>& tile,
+                                                  const RowSink<X>& sink, Activation activation,
+                                                  int64_t q) {
+#pragma GCC unroll 12
+  for (int tc = 0; tc < TC; tc++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      const auto argument = X::add(tile.sum[0][tc][v], X::load(sink.bias + v * X::kLanes));
+      X::store(sink.row + (q + tc) * sink.lanes + v * X::kLanes, activate<X>(activation, argument));
+    }
+  }
+}
+
 // Columns [q, q + TC) of one convolution row, into a row of the ring, or out if there is no pool.
 template <class X, bool kDepthwise, int NV, int TC>
 static void row_tile(const ForwardPlan<X, kDepthwise>& plan, const typename X::T* in,
@@ -173,17 +190,18 @@ static void row_tile(const ForwardPlan<X, kDepthwise>& plan, const typename X::T
                      typename X::T* ring_row) {
   Tile<X, NV, 1, TC> tile;
   convolve_tile<kDepthwise>(plan.reduction, in, weight, tile);
+  if (!ring_row) {
+    if (sink.activation == Activation::kReLU) return put_row(tile, sink, Activation::kReLU, q);
+    if (sink.activation == Activation::kNone) return put_row(tile, sink, Activation::kNone, q);
+    return put_row(tile, sink, sink.activation, q);
+  }
 #pragma GCC unroll 12
   for (int tc = 0; tc < TC; tc++) {
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) {
       auto value = tile.sum[0][tc][v];
       if (sink.activate_first) value = sink.activated(value, v);
-      if (ring_row) {
-        X::store(ring_row + ((q + tc) * NV + v) * X::kLanes, value);
-      } else {
-        sink.put(q + tc, v, value, X::zero());
-      }
+      X::store(ring_row + ((q + tc) * NV + v) * X::kLanes, value);
     }
   }
 }
@@ -270,24 +288,26 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
       }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
-      for (int64_t k0 = first; k0 < end; k0 += kFilterBlock<X>) {
+      for (int64_t k0 = first; k0 < end; k0 += plan.kBlock) {
         const RowSink<X> sink{scratch.row,
                               nullptr,
                               p.K,
                               0,
-                              min_of(kFilterBlock<X>, plan.K - k0),
+                              min_of(plan.kBlock, plan.K - k0),
                               bias + k0,
                               p.activation,
                               plan.activate_first};
         const auto* block = weight + k0 * p.R * p.S * plan.C;
         const auto* in = kDepthwise ? rows_in + k0 - first : rows_in;
-        if (plan.filters - k0 > X::kLanes) {
-          forward_block<X, IO, 2>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
-                                  p0);
-        } else {
-          forward_block<X, IO, 1>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
-                                  p0);
+        if constexpr (!kDepthwise) {
+          if (plan.filters - k0 > X::kLanes) {
+            forward_block<X, IO, 2>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
+                                    p0);
+            continue;
+          }
         }
+        forward_block<X, IO, 1>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
+                                p0);
       }
     }
   });

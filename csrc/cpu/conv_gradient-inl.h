@@ -71,19 +71,29 @@ struct GradientRows {
   void stage(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t ph0, int64_t ph1) const {
     const ConvReLUPoolParams& p = *a.params;
     copy_rows<IO>(p, a.grad_y, n, k0, ph0, ph1, grad);
-    if (needs_y(p)) copy_rows<IO>(p, a.y, n, k0, ph0, ph1, y);
+    GradientRows rows = *this;
+    if (needs_y(p)) {
+      // Read where it lies, if that is how it would be copied.
+      const int64_t* stride = a.y.stride;
+      if (kSameType<IO, typename X::T> && stride[1] == 1 && stride[3] == K &&
+          (ph1 - ph0 == 1 || stride[2] == p.PW * K)) {
+        rows.y = at<typename X::T>(a.y, n, k0, ph0, 0);
+      } else {
+        copy_rows<IO>(p, a.y, n, k0, ph0, ph1, y);
+      }
+    }
     if (p.pool == Pool::kAvg) return divide(p, ph0, ph1);
     const uint8_t* codes = a.codes ? a.codes + (n * p.PH + ph0) * p.PW * p.K + k0 : nullptr;
     const int64_t positions = (ph1 - ph0) * p.PW;
     switch (p.activation) {
       case Activation::kReLU:
-        return differentiate<Activation::kReLU>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kReLU>(codes, p.K, positions);
       case Activation::kLeakyReLU:
-        return differentiate<Activation::kLeakyReLU>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kLeakyReLU>(codes, p.K, positions);
       case Activation::kSigmoid:
-        return differentiate<Activation::kSigmoid>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kSigmoid>(codes, p.K, positions);
       case Activation::kTanh:
-        return differentiate<Activation::kTanh>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kTanh>(codes, p.K, positions);
       default:
         return;
     }

@@ -26,18 +26,6 @@ static inline auto with_count(int64_t n, Function function) {
   return function(Count<kMost>{});
 }
 
-// Calls function(Count<vectors>, first filter) for every block of filters.
-template <class X, class Function>
-static void for_each_block(int64_t filters, Function function) {
-  for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
-    if (filters - k0 > X::kLanes) {
-      function(Count<2>{}, k0);
-    } else {
-      function(Count<1>{}, k0);
-    }
-  }
-}
-
 // Sums of TR rows x TC columns x NV vectors of filters.
 template <class X, int NV, int TR, int TC>
 struct Tile {
@@ -73,6 +61,7 @@ template <bool kDepthwise, class X, int NV, int TR, int TC>
                                                         const typename X::T* in,
                                                         const typename X::T* weight,
                                                         Tile<X, NV, TR, TC>& tile) {
+  static_assert(NV == 1 || !kDepthwise);
   constexpr int64_t kPartial = 256;
   typename X::T total[TR * TC * NV * X::kLanes];
   bool partial = false;
@@ -105,10 +94,7 @@ template <bool kDepthwise, class X, int NV, int TR, int TC>
               const typename X::T* column = at_row + tc / 3 * step3 + tc % 3 * step;
               const typename X::V b = kDepthwise ? X::load(column) : X::set1(*column);
               tile.sum[tr][tc][0] = X::fma(b, w0, tile.sum[tr][tc][0]);
-              if constexpr (NV == 2) {
-                const typename X::V b1 = kDepthwise ? X::load(column + X::kLanes) : b;
-                tile.sum[tr][tc][1] = X::fma(b1, w1, tile.sum[tr][tc][1]);
-              }
+              if (NV == 2) tile.sum[tr][tc][NV - 1] = X::fma(b, w1, tile.sum[tr][tc][NV - 1]);
             }
           }
         }

@@ -306,4 +306,16 @@ static void multiply(const Reduction& reduction, const typename X::T* v, int64_t
   }
 }
 
+// Calls function(Count<vectors>, first filter) for every block of filters.
+template <class X, class Function>
+static void for_each_block(int64_t filters, Function function) {
+  for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
+    if (filters - k0 > X::kLanes) {
+      function(Count<2>{}, k0);
+    } else {
+      function(Count<1>{}, k0);
+    }
+  }
+}
+
 }  // namespace imgfast::cpu::IMGFAST_ISA
