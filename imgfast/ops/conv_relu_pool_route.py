@@ -343,6 +343,12 @@ def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
     images = x_shape[0] if len(x_shape) == 4 else 1
     height, width = spec.conv_size(x_shape, weight_shape)
     positions = images * height * width
+    if _is_depthwise(spec, weight_shape) and spec.pool == "none":
+        # Only the activation is fused: it pays where a call's overhead counts, or where the
+        # result is far larger than the caches. Stock's gradients are good at 3 x 3 alone.
+        small = spec.stride == (1, 1) and weight_shape[2] * weight_shape[3] <= 9
+        if 2**16 < positions * weight_shape[0] < 2**23 and (small or not needs_grad):
+            return "stock is faster for depthwise filters without a pool"
     if tuple(weight_shape[2:]) == (1, 1):
         if spec.pool == "none" or (spec.pool == "avg" and needs_grad):
             return "stock is faster for filters of 1 x 1 without a maximum"

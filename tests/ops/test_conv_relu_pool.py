@@ -228,6 +228,10 @@ def test_depthwise_routes():
     x, weight, bias = make(2, 16, 8, 8, 16, 3, 3, groups=16)
     info = imgfast.dispatch_info(x, weight, bias, groups=16)
     assert info.name == "direct" and "depthwise" in info.reason
+    bare = imgfast.dispatch_info(
+        *make(2, 16, 64, 64, 16, 3, 3, groups=16), groups=16, pool="none", activation="none"
+    )
+    assert bare.name == "stock" and "without a pool" in bare.reason
     with pytest.raises(RuntimeError, match="depthwise filters have kernels of their own"):
         imgfast.conv_relu_pool(x, weight, bias, groups=16, algorithm="winograd")
 
