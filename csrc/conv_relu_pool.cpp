@@ -250,6 +250,38 @@ void divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
   args.unit_filters = blocks * cpu::kFilterStep;
 }
 
+// Shares out depthwise work in units whose strips stay in cache, enough of them to keep every
+// thread busy. `rows` in all take `strip_rows` rows of strips each, and `halo` of them more.
+template <class Args>
+void divide_depthwise(Args& args, int64_t rows, int64_t strip_rows, int64_t halo) {
+  const ConvReLUPoolParams& p = *args.params;
+  const int64_t wanted = args.threads > 1 ? cpu::kUnitsPerThread * args.threads : 1;
+  const int64_t step_bytes =
+      (p.W + 2 * p.padding_w) * cpu::kFilterStep * (args.dtype == DType::kFloat64 ? 8 : 4);
+  const int64_t steps = ceil_div(p.C, cpu::kFilterStep);
+  args.unit_rows = rows;
+  // Long runs of memory: many channels of a row where they lie together, many rows where apart.
+  int64_t blocks = args.x.stride[1] == 1 ? steps : 1;
+  const auto too_large = [&] {
+    return (args.unit_rows * strip_rows + halo) * blocks * step_bytes > kUnitBytes ||
+           p.N * ceil_div(rows, args.unit_rows) * ceil_div(steps, blocks) < wanted;
+  };
+  while (too_large() && (args.unit_rows > 1 || blocks > 1)) {
+    // The halo is read once more for each unit.
+    if (blocks == 1 || (args.unit_rows > 1 && args.unit_rows * strip_rows >= 4 * halo)) {
+      args.unit_rows = (args.unit_rows + 1) / 2;
+    } else {
+      blocks = (blocks + 1) / 2;
+    }
+  }
+  args.unit_filters = blocks * cpu::kFilterStep;
+}
+
+// Which of a pass's kernels runs: see ConvReLUPoolKernels.
+int kernel_of(const ConvReLUPoolParams& p, int winograd) {
+  return p.winograd & winograd ? 1 : is_depthwise(p) ? 2 : 0;
+}
+
 std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                                           const std::optional<Tensor>& bias, const Ints& geometry,
                                           bool save_codes) {
@@ -281,9 +313,14 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
 
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   args.threads = torch::stable::get_num_threads();
-  const bool winograd = p.winograd & kWinogradForward;
-  if (!winograd) divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
-  const auto& kernel = kernels.forward[winograd];
+  const int choice = kernel_of(p, kWinogradForward);
+  if (choice == 0) divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
+  if (choice == 2) {
+    const int64_t overlap = (p.pool_h - 1) * p.pool_dilation_h + 1 - p.pool_stride_h;
+    divide_depthwise(args, p.PH, p.pool_stride_h * p.stride_h,
+                     std::max<int64_t>(0, overlap) * p.stride_h + (p.R - 1) * p.dilation_h);
+  }
+  const auto& kernel = kernels.forward[choice];
   const std::shared_ptr<void> kept = pack_weight(args, weight, kernel.pack_size(args), kernel.pack);
   const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
   const int64_t grain =
@@ -346,7 +383,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
 
   args.threads = torch::stable::get_num_threads();
   if (need_x) {
-    const auto& kernel = kernels.input[(p.winograd & kWinogradInput) != 0];
+    const int choice = kernel_of(p, kWinogradInput);
+    if (choice == 2) divide_depthwise(args, p.H, 1, (p.R - 1) * p.dilation_h);
+    const auto& kernel = kernels.input[choice];
     args.grad_x = view(grad_x);
     args.packed_weight = shared_buffer.reserve(kernel.pack_size(args));
     kernel.pack(args);
@@ -357,7 +396,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     });
   }
   if (need_weight || need_bias) {
-    const auto& kernel = kernels.weight[need_weight && p.winograd & kWinogradWeight];
+    const int choice = kernel_of(p, need_weight ? kWinogradWeight : 0);
+    if (choice == 2) divide_depthwise(args, p.P, p.stride_h + 1, (p.R - 1) * p.dilation_h);
+    const auto& kernel = kernels.weight[choice];
     const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
     const int64_t slots = std::min(threads, units);
     const int64_t element = args.dtype == DType::kFloat64 ? 8 : 4;

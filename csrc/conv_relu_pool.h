@@ -68,6 +68,12 @@ struct ConvReLUPoolParams {
 };
 
 // Static, as this header also enters translation units of one instruction set.
+
+// A filter for every channel: with kernels of their own, whose lanes are channels.
+static inline bool is_depthwise(const ConvReLUPoolParams& p) {
+  return p.groups > 1 && p.groups == p.C && p.groups == p.K;
+}
+
 static inline int64_t conv_output_size(int64_t size, int64_t filter, int64_t stride,
                                        int64_t padding, int64_t dilation) {
   const int64_t room = size + 2 * padding - dilation * (filter - 1) - 1;

@@ -249,7 +249,7 @@ static void add_strip(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& pl
   if (bias && p.pool == Pool::kAvg) {
     add_bias_gradient_of_lists(plan, s, bias + k0);
   } else if (bias) {
-    add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, bias + k0);
+    add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, plan.K, bias + k0);
   }
   if (!weight) return;
   const int64_t input_rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;

@@ -261,7 +261,7 @@ static void add_strip(const ConvBackwardArgs& a, const LookupPlan<X>& plan,
   const ConvReLUPoolParams& p = *a.params;
   s.gradient.template stage<IO>(a, n, g * plan.K, ph0, ph1);
   if (bias) {
-    add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, bias + g * plan.K);
+    add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, plan.K, bias + g * plan.K);
   }
   if (!weight) return;
   stage_index(a, plan, n, g * plan.K, ph0, ph1, s.index);

@@ -7,6 +7,10 @@
 // stream past, input elements are broadcast, and a tile of rows x columns x filters accumulates in
 // registers. The run over S and C is one reduction, so that a first layer of 1 or 3 channels is as
 // dense as any other.
+//
+// Depthwise filters are the same walk but for one thing: lanes are channels of the input too, so it
+// is read as vectors instead of broadcast. All of them are packed as one group of filters of one
+// channel, and a unit stages the channels of its own filters.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -15,15 +19,18 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-template <class X>
+template <class X, bool kDepthwise>
 struct ForwardPlan {
   using T = typename X::T;
   static_assert(kFilterStep % kFilterBlock<X> == 0);
-  static constexpr int kGroupColumns = 8 * X::kLanes;
   static constexpr int kWindows = X::kTileCols / 4;  // 2 x 2, of a tile pooled in registers
+  // A vector of depthwise filters shares no input with the next, and alone leaves more of L1.
+  static constexpr int64_t kBlock = kDepthwise ? X::kLanes : kFilterBlock<X>;
 
+  int64_t groups;         // that filters are packed in
   int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
   int64_t width;          // columns of a strip
+  int64_t channels;       // and what it holds of each
   int64_t parts;          // of an image's pooled rows
   int64_t filter_parts;   // of a group's filters
   int64_t rows;           // input rows of the largest unit
@@ -39,9 +46,11 @@ struct ForwardPlan {
 
   explicit ForwardPlan(const ConvForwardArgs& a) {
     const ConvReLUPoolParams& p = *a.params;
+    groups = kDepthwise ? 1 : p.groups;
     C = p.C / p.groups;
-    K = p.K / p.groups;
+    K = p.K / groups;
     filters = round_up(K, X::kLanes);
+    channels = kDepthwise ? min_of(a.unit_filters, filters) : C;
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     in_tile = whole_2x2_windows(p);
     activate_first = activates_first(p);
@@ -53,23 +62,21 @@ struct ForwardPlan {
     rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
 
     widened = a.dtype == DType::kBFloat16 || a.dtype == DType::kFloat16;
-    in_place = !widened && p.padding_h == 0 && p.padding_w == 0 && (a.x.stride[1] == 1 || C == 1);
-    const int64_t col = in_place ? a.x.stride[3] : C, row = in_place ? a.x.stride[2] : width * C;
-    const bool joined = p.dilation_w == 1 && col == C;  // the taps of a row are one run
+    in_place = !widened && p.padding_h == 0 && p.padding_w == 0 &&
+               (a.x.stride[1] == 1 || channels == 1) && (!kDepthwise || K == filters);
+    const int64_t col = in_place ? a.x.stride[3] : channels;
+    const int64_t row = in_place ? a.x.stride[2] : width * channels;
+    // The taps of a row are one run.
+    const bool joined = C == 1 || (p.dilation_w == 1 && col == C);
     reduction = {.rows = p.R,
                  .row_step = p.dilation_h * row,
                  .segments = joined ? 1 : p.S,
                  .segment_step = p.dilation_w * col,
                  .length = joined ? p.S * C : C,
                  .out_row_step = p.stride_h * row,
-                 .col_step = p.stride_w * col};
-    // Where rows of y follow one another, as many as fill whole vectors in NCHW, but no more: the
-    // cache misses of few rows hide behind the next ones' arithmetic.
-    row_group = 1;
-    while (a.y.stride[2] == p.PW * a.y.stride[3] && row_group * p.PW % X::kLanes != 0 &&
-           2 * row_group * p.PW <= kGroupColumns) {
-      row_group *= 2;
-    }
+                 .col_step = p.stride_w * col,
+                 .term_step = C == 1 ? p.dilation_w * col : 1};
+    row_group = rows_at_a_time<X>(a.y, p.PW);
   }
 
   // The packed filters of a group, then its bias.
@@ -77,55 +84,60 @@ struct ForwardPlan {
   int64_t group_size(const ConvReLUPoolParams& p) const { return weight_size(p) + filters; }
 };
 
-template <class X>
+template <class X, bool kDepthwise>
 struct ForwardScratch {
   typename X::T *strip, *ring, *row;
   int64_t size;
 
-  ForwardScratch(const ConvReLUPoolParams& p, const ForwardPlan<X>& plan, void* base) {
+  ForwardScratch(const ConvReLUPoolParams& p, const ForwardPlan<X, kDepthwise>& plan, void* base) {
     Arena arena{static_cast<char*>(base)};
-    strip = arena.take<typename X::T>(plan.in_place ? 0 : plan.rows * plan.width * plan.C);
+    strip = arena.take<typename X::T>(plan.in_place ? 0 : plan.rows * plan.width * plan.channels);
     const bool has_ring = !plan.in_tile && p.pool != Pool::kNone;
-    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * kFilterBlock<X> : 0);
-    row = arena.take<typename X::T>(plan.row_group * p.PW * kFilterBlock<X>);
+    ring = arena.take<typename X::T>(has_ring ? plan.span_h * p.Q * plan.kBlock : 0);
+    row = arena.take<typename X::T>(plan.row_group * p.PW * plan.kBlock);
     size = arena.used;
   }
 };
 
+template <bool kDepthwise>
 static int64_t conv_forward_pack_size(const ConvForwardArgs& a) {
   return with_dtype(a.dtype, [&](auto x, auto) {
     using X = decltype(x);
-    return a.params->groups * ForwardPlan<X>(a).group_size(*a.params) *
-           static_cast<int64_t>(sizeof(typename X::T));
+    const ForwardPlan<X, kDepthwise> plan(a);
+    return plan.groups * plan.group_size(*a.params) * static_cast<int64_t>(sizeof(typename X::T));
   });
 }
 
+template <bool kDepthwise>
 static int64_t conv_forward_scratch(const ConvForwardArgs& a) {
   return with_dtype(a.dtype, [&](auto x, auto) {
     using X = decltype(x);
-    return ForwardScratch<X>(*a.params, ForwardPlan<X>(a), nullptr).size;
+    const ForwardPlan<X, kDepthwise> plan(a);
+    return ForwardScratch<X, kDepthwise>(*a.params, plan, nullptr).size;
   });
 }
 
 // (image, group, part of the pooled rows, part of the filters), the last counted fastest.
+template <bool kDepthwise>
 static int64_t conv_forward_units(const ConvForwardArgs& a) {
   return with_dtype(a.dtype, [&](auto x, auto) {
-    const ForwardPlan<decltype(x)> plan(a);
-    return a.params->N * a.params->groups * plan.parts * plan.filter_parts;
+    const ForwardPlan<decltype(x), kDepthwise> plan(a);
+    return a.params->N * plan.groups * plan.parts * plan.filter_parts;
   });
 }
 
 // [group][filter block][R][S][C][lanes of the block], then the bias, both padded with zero filters.
+template <bool kDepthwise>
 static void conv_forward_pack(const ConvForwardArgs& a) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
-    const ForwardPlan<X> plan(a);
-    for (int64_t g = 0; g < p.groups; g++) {
+    const ForwardPlan<X, kDepthwise> plan(a);
+    for (int64_t g = 0; g < plan.groups; g++) {
       auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
-      for (int64_t k0 = 0; k0 < plan.filters; k0 += kFilterBlock<X>) {
-        const int64_t lanes = min_of(kFilterBlock<X>, plan.filters - k0);
+      for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
+        const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
         const int64_t valid = min_of(lanes, plan.K - k0);
         pack_filters<X>(p.R, p.S, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0),
                         plan.C, valid, lanes, out);
@@ -138,12 +150,12 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
 }
 
 // 2 x 2 windows: two convolution rows by 2 * NW columns, pooled as they leave the accumulators.
-template <class X, int NV, int NW>
-static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
+template <class X, bool kDepthwise, int NV, int NW>
+static void pooled_tile(const ForwardPlan<X, kDepthwise>& plan, const ConvReLUPoolParams& p,
                         const typename X::T* in, const typename X::T* weight, int64_t pw,
                         const RowSink<X>& sink) {
   Tile<X, NV, 2, 2 * NW> tile;
-  convolve_tile(plan.reduction, in, weight, tile);
+  convolve_tile<kDepthwise>(plan.reduction, in, weight, tile);
   const auto& sum = tile.sum;
 #pragma GCC unroll 3
   for (int w = 0; w < NW; w++) {
@@ -156,35 +168,51 @@ static void pooled_tile(const ForwardPlan<X>& plan, const ConvReLUPoolParams& p,
   }
 }
 
-// Columns [q, q + TC) of one convolution row, into a row of the ring, or out if there is no pool.
+// Results of a row without a pool; inlined for every activation that is cheap.
 template <class X, int NV, int TC>
-static void row_tile(const ForwardPlan<X>& plan, const typename X::T* in,
+[[gnu::always_inline]] static inline void put_row(const Tile<X, NV, 1, TC>& tile,
+                                                  const RowSink<X>& sink, Activation activation,
+                                                  int64_t q) {
+#pragma GCC unroll 12
+  for (int tc = 0; tc < TC; tc++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      const auto argument = X::add(tile.sum[0][tc][v], X::load(sink.bias + v * X::kLanes));
+      X::store(sink.row + (q + tc) * sink.lanes + v * X::kLanes, activate<X>(activation, argument));
+    }
+  }
+}
+
+// Columns [q, q + TC) of one convolution row, into a row of the ring, or out if there is no pool.
+template <class X, bool kDepthwise, int NV, int TC>
+static void row_tile(const ForwardPlan<X, kDepthwise>& plan, const typename X::T* in,
                      const typename X::T* weight, int64_t q, const RowSink<X>& sink,
                      typename X::T* ring_row) {
   Tile<X, NV, 1, TC> tile;
-  convolve_tile(plan.reduction, in, weight, tile);
+  convolve_tile<kDepthwise>(plan.reduction, in, weight, tile);
+  if (!ring_row) {
+    if (sink.activation == Activation::kReLU) return put_row(tile, sink, Activation::kReLU, q);
+    if (sink.activation == Activation::kNone) return put_row(tile, sink, Activation::kNone, q);
+    return put_row(tile, sink, sink.activation, q);
+  }
 #pragma GCC unroll 12
   for (int tc = 0; tc < TC; tc++) {
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) {
       auto value = tile.sum[0][tc][v];
       if (sink.activate_first) value = sink.activated(value, v);
-      if (ring_row) {
-        X::store(ring_row + ((q + tc) * NV + v) * X::kLanes, value);
-      } else {
-        sink.put(q + tc, v, value, X::zero());
-      }
+      X::store(ring_row + ((q + tc) * NV + v) * X::kLanes, value);
     }
   }
 }
 
 // All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of
 // convolution row p0.
-template <class X, class IO, int NV>
-static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
-                          const ForwardScratch<X>& scratch, const typename X::T* strip, int64_t n,
-                          int64_t k, const typename X::T* weight, RowSink<X> sink, int64_t ph0,
-                          int64_t ph1, int64_t p0) {
+template <class X, class IO, int NV, bool kDepthwise>
+static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X, kDepthwise>& plan,
+                          const ForwardScratch<X, kDepthwise>& scratch, const typename X::T* strip,
+                          int64_t n, int64_t k, const typename X::T* weight, RowSink<X> sink,
+                          int64_t ph0, int64_t ph1, int64_t p0) {
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes;
   const int64_t step = plan.in_tile ? plan.kWindows : X::kTileCols;  // outputs of a full tile
@@ -204,8 +232,8 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
       for (int64_t t = 0; t < tiles; t++) {  // as even as can be
         const int64_t pw = outputs * t / tiles, windows = outputs * (t + 1) / tiles - pw;
         const typename X::T* at = in + 2 * pw * plan.reduction.col_step;
-        const auto tile = with_count<ForwardPlan<X>::kWindows>(
-            windows, [](auto n) { return pooled_tile<X, NV, decltype(n)::kValue>; });
+        const auto tile = with_count<ForwardPlan<X, kDepthwise>::kWindows>(
+            windows, [](auto n) { return pooled_tile<X, kDepthwise, NV, decltype(n)::kValue>; });
         tile(plan, p, at, weight, pw, sink);
       }
     } else {
@@ -216,7 +244,7 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
         for (int64_t t = 0; t < tiles; t++) {
           const int64_t q = outputs * t / tiles, cols = outputs * (t + 1) / tiles - q;
           const auto tile = with_count<X::kTileCols>(
-              cols, [](auto n) { return row_tile<X, NV, decltype(n)::kValue>; });
+              cols, [](auto n) { return row_tile<X, kDepthwise, NV, decltype(n)::kValue>; });
           tile(plan, in + q * plan.reduction.col_step, weight, q, sink, ring_row);
         }
       }
@@ -230,49 +258,56 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X>& plan,
   }
 }
 
+template <bool kDepthwise>
 static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
                          void* base) {
   with_dtype(a.dtype, [&](auto x, auto io) {
     using X = decltype(x);
     using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
-    const ForwardPlan<X> plan(a);
-    const ForwardScratch<X> scratch(p, plan, base);
+    const ForwardPlan<X, kDepthwise> plan(a);
+    const ForwardScratch<X, kDepthwise> scratch(p, plan, base);
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
       const int64_t filter_part = unit % plan.filter_parts, strip = unit / plan.filter_parts;
-      const int64_t part = strip % plan.parts, g = strip / plan.parts % p.groups;
-      const int64_t n = strip / plan.parts / p.groups;
+      const int64_t part = strip % plan.parts, g = strip / plan.parts % plan.groups;
+      const int64_t n = strip / plan.parts / plan.groups;
       const int64_t ph0 = part * a.unit_rows, ph1 = min_of(ph0 + a.unit_rows, p.PH);
       const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
       const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
       const int64_t rows = (p1 - p0 - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
+      const int64_t first = filter_part * a.unit_filters;
+      const int64_t end = min_of(first + a.unit_filters, plan.K);
+      const int64_t c0 = kDepthwise ? first : g * plan.C;
       const typename X::T* rows_in = scratch.strip;
       if (plan.in_place) {
-        rows_in = at<const typename X::T>(a.x, n, g * plan.C, p0 * p.stride_h, 0);
-      } else if (unit == unit_begin || filter_part == 0) {
-        stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C, plan.C, p0 * p.stride_h - p.padding_h,
-                           rows, -p.padding_w, plan.width, plan.C, scratch.strip);
+        rows_in = at<const typename X::T>(a.x, n, c0, p0 * p.stride_h, 0);
+      } else if (kDepthwise || unit == unit_begin || filter_part == 0) {
+        stage_strip<X, IO>(a.x, p.H, p.W, n, c0, kDepthwise ? end - first : plan.C,
+                           p0 * p.stride_h - p.padding_h, rows, -p.padding_w, plan.width,
+                           plan.channels, scratch.strip);
       }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
-      const int64_t first = filter_part * a.unit_filters;
-      for (int64_t k0 = first; k0 < min_of(first + a.unit_filters, plan.K); k0 += kFilterBlock<X>) {
+      for (int64_t k0 = first; k0 < end; k0 += plan.kBlock) {
         const RowSink<X> sink{scratch.row,
                               nullptr,
                               p.K,
                               0,
-                              min_of(kFilterBlock<X>, plan.K - k0),
+                              min_of(plan.kBlock, plan.K - k0),
                               bias + k0,
                               p.activation,
                               plan.activate_first};
         const auto* block = weight + k0 * p.R * p.S * plan.C;
-        if (plan.filters - k0 > X::kLanes) {
-          forward_block<X, IO, 2>(a, plan, scratch, rows_in, n, g * plan.K + k0, block, sink, ph0,
-                                  ph1, p0);
-        } else {
-          forward_block<X, IO, 1>(a, plan, scratch, rows_in, n, g * plan.K + k0, block, sink, ph0,
-                                  ph1, p0);
+        const auto* in = kDepthwise ? rows_in + k0 - first : rows_in;
+        if constexpr (!kDepthwise) {
+          if (plan.filters - k0 > X::kLanes) {
+            forward_block<X, IO, 2>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
+                                    p0);
+            continue;
+          }
         }
+        forward_block<X, IO, 1>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
+                                p0);
       }
     }
   });

@@ -71,19 +71,29 @@ struct GradientRows {
   void stage(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t ph0, int64_t ph1) const {
     const ConvReLUPoolParams& p = *a.params;
     copy_rows<IO>(p, a.grad_y, n, k0, ph0, ph1, grad);
-    if (needs_y(p)) copy_rows<IO>(p, a.y, n, k0, ph0, ph1, y);
+    GradientRows rows = *this;
+    if (needs_y(p)) {
+      // Read where it lies, if that is how it would be copied.
+      const int64_t* stride = a.y.stride;
+      if (kSameType<IO, typename X::T> && stride[1] == 1 && stride[3] == K &&
+          (ph1 - ph0 == 1 || stride[2] == p.PW * K)) {
+        rows.y = at<typename X::T>(a.y, n, k0, ph0, 0);
+      } else {
+        copy_rows<IO>(p, a.y, n, k0, ph0, ph1, y);
+      }
+    }
     if (p.pool == Pool::kAvg) return divide(p, ph0, ph1);
     const uint8_t* codes = a.codes ? a.codes + (n * p.PH + ph0) * p.PW * p.K + k0 : nullptr;
     const int64_t positions = (ph1 - ph0) * p.PW;
     switch (p.activation) {
       case Activation::kReLU:
-        return differentiate<Activation::kReLU>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kReLU>(codes, p.K, positions);
       case Activation::kLeakyReLU:
-        return differentiate<Activation::kLeakyReLU>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kLeakyReLU>(codes, p.K, positions);
       case Activation::kSigmoid:
-        return differentiate<Activation::kSigmoid>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kSigmoid>(codes, p.K, positions);
       case Activation::kTanh:
-        return differentiate<Activation::kTanh>(codes, p.K, positions);
+        return rows.template differentiate<Activation::kTanh>(codes, p.K, positions);
       default:
         return;
     }
@@ -155,15 +165,23 @@ struct GradientRows {
   }
 };
 
-// sums[k] += the gradients of all positions, grad [positions][K].
+// sums[k] += the gradients of all positions, grad [positions][step], of which the first K count. In
+// four parts, since a sum that waits for itself wastes four cycles.
 template <class X>
-static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t K,
+static void add_bias_gradient(const typename X::T* grad, int64_t positions, int64_t step, int64_t K,
                               typename X::T* sums) {
   for (int64_t k = 0; k < K; k += X::kLanes) {
     const int n = static_cast<int>(min_of(X::kLanes, K - k));
-    auto total = X::zero();
-    for (int64_t i = 0; i < positions; i++) total = X::add(total, X::load(grad + i * K + k, n));
-    X::store(sums + k, X::add(X::load(sums + k, n), total), n);
+    const typename X::T* from = grad + k;
+    typename X::V total[4] = {X::zero(), X::zero(), X::zero(), X::zero()};
+    int64_t i = 0;
+    for (; i + 4 <= positions; i += 4) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++, from += step) total[u] = X::add(total[u], X::load(from, n));
+    }
+    for (; i < positions; i++, from += step) total[0] = X::add(total[0], X::load(from, n));
+    total[0] = X::add(X::add(total[0], total[1]), X::add(total[2], total[3]));
+    X::store(sums + k, X::add(X::load(sums + k, n), total[0]), n);
   }
 }
 

@@ -25,7 +25,7 @@ struct ConvForwardArgs {
   uint8_t* codes;        // [N, PH, PW, K] or null
   void* packed_weight;   // filled by pack
   int64_t threads;       // that units are shared out to
-  int64_t unit_rows;     // direct: pooled rows of one unit of work
+  int64_t unit_rows;     // not Winograd: pooled rows of one unit of work
   int64_t unit_filters;  // and its filters, a multiple of kFilterStep, or all of a group
 };
 
@@ -39,6 +39,8 @@ struct ConvBackwardArgs {
   const uint8_t* codes;  // [N, PH, PW, K] or null
   View4 grad_x;          // [N, C, H, W]
   int64_t threads;       // that units are shared out to
+  int64_t unit_rows;     // depthwise: rows of grad_x or of the convolution's output of one unit
+  int64_t unit_filters;  // and its channels, a multiple of kFilterStep, or all
   void* packed_weight;   // input gradient: filled by pack
   void* partial_weight;  // weight gradient: [slots, partial_size] sums, zeroed by the caller
   void* partial_bias;    // bias gradient: [slots, K] sums, zeroed by the caller
@@ -67,11 +69,11 @@ struct SummedKernel {
   void (*reduce)(const ConvBackwardArgs&, int64_t slots);
 };
 
-// Each [0] directly, [1] by Winograd's algorithm.
+// Each [0] directly, [1] by Winograd's algorithm, [2] for depthwise filters.
 struct ConvReLUPoolKernels {
-  PackedKernel<ConvForwardArgs> forward[2];
-  PackedKernel<ConvBackwardArgs> input[2];
-  SummedKernel weight[2];
+  PackedKernel<ConvForwardArgs> forward[3];
+  PackedKernel<ConvBackwardArgs> input[3];
+  SummedKernel weight[3];
 };
 
 }  // namespace imgfast::cpu

@@ -54,6 +54,20 @@ static void stage_strip(const View4& x, int64_t H, int64_t W, int64_t n, int64_t
   }
 }
 
+// Rows of results that are copied to a tensor together: where they follow one another, as many as
+// fill whole vectors in NCHW, but no more, as the cache misses of few rows hide behind the next
+// ones' arithmetic.
+template <class X>
+static inline int64_t rows_at_a_time(const View4& v, int64_t width) {
+  constexpr int kMostColumns = 8 * X::kLanes;
+  int64_t rows = 1;
+  while (v.stride[2] == width * v.stride[3] && rows * width % X::kLanes != 0 &&
+         2 * rows * width <= kMostColumns) {
+    rows *= 2;
+  }
+  return rows;
+}
+
 // [R][S][C][lanes] from the weights of one block of filters.
 template <class X, class IO>
 static void pack_filters(int64_t R, int64_t S, const View4& weight, const IO* from, int64_t C,

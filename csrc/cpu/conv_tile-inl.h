@@ -1,5 +1,6 @@
 // The inner loop of every forward kernel: a tile of outputs by filters whose sums stay in
-// registers, while filters stream past as vectors and inputs are broadcast.
+// registers, while filters stream past as vectors and inputs are broadcast, or read as vectors of
+// the channels that belong to depthwise filters.
 #pragma once
 
 #include "conv_rows-inl.h"
@@ -41,11 +42,12 @@ struct Reduction {
 // in: the terms of the tile's first output; weight: [terms][NV vectors]. A long reduction is cut
 // into partial sums of kPartial terms, as the error of a sum grows with its length; they are added
 // up in memory, which costs one visit in kPartial.
-template <class X, int NV, int TR, int TC>
+template <bool kDepthwise, class X, int NV, int TR, int TC>
 [[gnu::always_inline]] static inline void convolve_tile(const Reduction& reduction,
                                                         const typename X::T* in,
                                                         const typename X::T* weight,
                                                         Tile<X, NV, TR, TC>& tile) {
+  static_assert(NV == 1 || !kDepthwise);
   constexpr int64_t kPartial = 256;
   typename X::T total[TR * TC * NV * X::kLanes];
   bool partial = false;
@@ -75,7 +77,8 @@ template <class X, int NV, int TR, int TC>
 #pragma GCC unroll 12
             for (int tc = 0; tc < TC; tc++) {
               // Columns in threes, so that x86 addresses them as base, base + step, base + 2 step.
-              const typename X::V b = X::set1(at_row[tc / 3 * step3 + tc % 3 * step]);
+              const typename X::T* column = at_row + tc / 3 * step3 + tc % 3 * step;
+              const typename X::V b = kDepthwise ? X::load(column) : X::set1(*column);
               tile.sum[tr][tc][0] = X::fma(b, w0, tile.sum[tr][tc][0]);
               if (NV == 2) tile.sum[tr][tc][NV - 1] = X::fma(b, w1, tile.sum[tr][tc][NV - 1]);
             }

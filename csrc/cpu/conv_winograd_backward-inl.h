@@ -47,7 +47,8 @@ struct WinogradInputScratch {
 
   WinogradInputScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
       : arena{static_cast<char*>(base)},
-        gradient(arena, p, kPoints, Plan::kOutputs * (plan.tiles - 1) + kPoints) {
+        gradient(arena, p, plan.K, plan.K, kPoints, Plan::kOutputs * (plan.tiles - 1) + kPoints,
+                 1) {
     v = arena.take<T>(kPlanes * plan.v_plane);
     m = arena.take<T>(kPlanes * plan.m_plane);
     out = arena.take<T>(Plan::kOutputs * p.W * kFilterBlock<X>);
@@ -112,7 +113,7 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
       const int64_t rows = min_of(plan.unit_rows, plan.tile_rows - first);
       for (int64_t i = 0; i < rows; i++) {
         const int64_t n = (first + i) / image_rows, h0 = (first + i) % image_rows * kOutputs;
-        s.gradient.template expand<IO>(a, n, g, h0 + p.padding_h - (p.R - 1), kPoints,
+        s.gradient.template expand<IO>(a, n, g * plan.K, h0 + p.padding_h - (p.R - 1), kPoints,
                                        p.padding_w - (p.S - 1));
         for (int64_t t = 0; t < plan.tiles; t++) {
           transform_input<X>(s.gradient.strip + kOutputs * t * plan.K, s.gradient.width * plan.K,
@@ -201,7 +202,7 @@ struct WinogradWeightScratch {
   WinogradWeightScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
       : arena{static_cast<char*>(base)},
         image(arena, p, plan.tiles),
-        gradient(arena, p, Plan::kOutputs, Plan::kOutputs * plan.tiles) {
+        gradient(arena, p, plan.K, plan.K, Plan::kOutputs, Plan::kOutputs * plan.tiles, 1) {
     v = arena.take<T>(kPlanes * plan.v_plane);
     w = arena.take<T>(kPlanes * plan.w_plane);
   }
@@ -251,9 +252,9 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
           const int64_t n = (row + i) / image_rows, p0 = (row + i) % image_rows * kOutputs;
           s.image.template transform_row<IO>(a.x, n, g, p0, s.v + i * plan.tiles * plan.C,
                                              plan.v_plane);
-          s.gradient.template expand<IO>(a, n, g, p0, kOutputs, 0);
+          s.gradient.template expand<IO>(a, n, g * plan.K, p0, kOutputs, 0);
           if (bias) {
-            add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K,
+            add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K, plan.K,
                                  bias + g * plan.K);
           }
           for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {

@@ -4,6 +4,7 @@
 // processor.
 #include "conv_backward_input-inl.h"
 #include "conv_backward_weight-inl.h"
+#include "conv_depthwise_backward-inl.h"
 #include "conv_forward-inl.h"
 #include "conv_gradient-inl.h"
 #include "conv_rows-inl.h"
@@ -19,18 +20,25 @@ extern const KernelTable kTable;
 const KernelTable kTable = {
     .conv_relu_pool =
         {
-            .forward = {{conv_forward_pack_size, conv_forward_pack, conv_forward_scratch,
-                         conv_forward_units, conv_forward},
+            .forward = {{conv_forward_pack_size<false>, conv_forward_pack<false>,
+                         conv_forward_scratch<false>, conv_forward_units<false>,
+                         conv_forward<false>},
                         {winograd_forward_pack_size, winograd_forward_pack,
-                         winograd_forward_scratch, winograd_forward_units, winograd_forward}},
+                         winograd_forward_scratch, winograd_forward_units, winograd_forward},
+                        {conv_forward_pack_size<true>, conv_forward_pack<true>,
+                         conv_forward_scratch<true>, conv_forward_units<true>, conv_forward<true>}},
             .input = {{conv_backward_input_pack_size, conv_backward_input_pack,
                        conv_backward_input_scratch, count_pooled_rows, conv_backward_input},
                       {winograd_input_pack_size, winograd_input_pack, winograd_input_scratch,
-                       winograd_input_units, winograd_input}},
+                       winograd_input_units, winograd_input},
+                      {depthwise_input_pack_size, depthwise_input_pack, depthwise_input_scratch,
+                       depthwise_input_units, depthwise_input}},
             .weight = {{conv_backward_weight_partial_size, conv_backward_weight_scratch,
                         count_pooled_rows, conv_backward_weight, conv_backward_weight_reduce},
                        {winograd_weight_partial_size, winograd_weight_scratch,
-                        winograd_weight_units, winograd_weight, winograd_weight_reduce}},
+                        winograd_weight_units, winograd_weight, winograd_weight_reduce},
+                       {depthwise_weight_partial_size, depthwise_weight_scratch,
+                        depthwise_weight_units, depthwise_weight, depthwise_weight_reduce}},
         },
     .cross_entropy =
         {

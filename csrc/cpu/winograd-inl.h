@@ -278,7 +278,7 @@ template <class X, int NV, int TC>
 static void product_tile(const Reduction& reduction, const typename X::T* v,
                          const typename X::T* weight, bool add, typename X::T* m) {
   Tile<X, NV, 1, TC> tile;
-  convolve_tile(reduction, v, weight, tile);
+  convolve_tile<false>(reduction, v, weight, tile);
   if (add) {
     tile.for_each([&](auto& sum, int i) {
       X::store(m + i * X::kLanes, X::add(X::load(m + i * X::kLanes), sum));

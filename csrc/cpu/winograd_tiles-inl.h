@@ -2,7 +2,7 @@
 // output. One row of tiles at a time is staged and transformed while it is in the cache.
 #pragma once
 
-#include "conv_gradient-inl.h"
+#include "conv_gradient_strip-inl.h"
 #include "winograd-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
@@ -76,118 +76,6 @@ struct ImageTiles {
       stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0 + i, 1, -p.padding_w, stride * width, C, line);
       T* to = strip + i / stride * width * channels + i % stride * half;
       for (int64_t w = 0; w < width; w++) copy_into<X>(line + w * half, to + w * channels, half);
-    }
-  }
-};
-
-// Rows of the gradient at the convolution's output, expanded from the pooled gradient and its codes
-// into a strip that stays in the cache.
-template <class X>
-struct GradientStrip {
-  using T = typename X::T;
-
-  GradientRows<X> pooled;
-  int64_t K, width;
-  T* strip;  // [rows][width][K]
-
-  GradientStrip(Arena& arena, const ConvReLUPoolParams& p, int64_t rows, int64_t width)
-      : pooled(arena, p, p.K / p.groups, 1), K(p.K / p.groups), width(width) {
-    strip = arena.take<T>(rows * width * K);
-  }
-
-  // Rows [p0, p0 + rows) and columns [q0, q0 + width) of image n and group g; zero where there is
-  // no output.
-  template <class IO>
-  void expand(const ConvBackwardArgs& a, int64_t n, int64_t g, int64_t p0, int64_t rows,
-              int64_t q0) const {
-    const ConvReLUPoolParams& p = *a.params;
-    if (p.pool == Pool::kNone && q0 <= 0 && p.Q - q0 <= width) {
-      copy_rows<IO>(a, n, g, p0, rows, -q0);
-      return;
-    }
-    const int64_t span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
-    const int64_t span_w = (p.pool_w - 1) * p.pool_dilation_w + 1;
-    const bool apart = p.pool_stride_h >= span_h && p.pool_stride_w >= span_w;
-    const int64_t ph0 =
-        max_of(0, ceil_div(max_of(0, p0 + p.pool_padding_h - span_h + 1), p.pool_stride_h));
-    const int64_t ph1 =
-        min_of(p.PH, p0 + rows - 1 + p.pool_padding_h < 0
-                         ? 0
-                         : (p0 + rows - 1 + p.pool_padding_h) / p.pool_stride_h + 1);
-    fill_zero(strip, rows * width * K);
-    for (int64_t ph = ph0; ph < ph1; ph++) {
-      pooled.template stage<IO>(a, n, g * K, ph, ph + 1);
-      for (int64_t pw = 0; pw < p.PW; pw++) {
-        const T* gradient = pooled.grad + pw * K;
-        const uint8_t* codes =
-            a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + g * K : nullptr;
-        T* to[kMaxWindow];  // of each position, null outside of the strip
-        const int64_t positions = p.pool_h * p.pool_w;
-        for (int64_t i = 0; i < positions; i++) {
-          const int64_t h = position_row(p, ph, i), w = position_col(p, pw, i);
-          const bool inside = h >= max_of(0, p0) && h < min_of(p.P, p0 + rows) &&
-                              w >= max_of(0, q0) && w < min_of(p.Q, q0 + width);
-          to[i] = inside ? strip + ((h - p0) * width + w - q0) * K : nullptr;
-        }
-        if (p.pool == Pool::kMax) {
-          add_maximum(gradient, codes, positions, apart, to);
-        } else {
-          add_average(p, gradient, codes, positions, to);
-        }
-      }
-    }
-  }
-
- private:
-  // Without a pool, rows go through the activation to their place.
-  template <class IO>
-  void copy_rows(const ConvBackwardArgs& a, int64_t n, int64_t g, int64_t p0, int64_t rows,
-                 int64_t first) const {
-    const ConvReLUPoolParams& p = *a.params;
-    GradientRows<X> in_place = pooled;
-    for (int64_t i = 0; i < rows; i++) {
-      T* row = strip + i * width * K;
-      if (p0 + i < 0 || p0 + i >= p.P) {
-        fill_zero(row, width * K);
-        continue;
-      }
-      in_place.grad = row + first * K;
-      in_place.template stage<IO>(a, n, g * K, p0 + i, p0 + i + 1);
-      fill_zero(row, first * K);
-      fill_zero(in_place.grad + p.Q * K, (width - first - p.Q) * K);
-    }
-  }
-
-  // To the position that the code names, and zero to the others; added where windows overlap.
-  void add_maximum(const T* gradient, const uint8_t* codes, int64_t positions, bool apart,
-                   T* const* to) const {
-    const auto blocked = X::set1(kBlocked);
-    for (int64_t k = 0; k < K; k += X::kLanes) {
-      const int n = static_cast<int>(min_of(X::kLanes, K - k));
-      const auto code = X::load(codes + k, n), value = X::load(gradient + k, n);
-      const auto place = X::blend(X::ge(code, blocked), X::sub(code, blocked), code);
-      for (int64_t i = 0; i < positions; i++) {
-        if (!to[i]) continue;
-        auto part = X::blend(X::eq(place, X::set1(static_cast<T>(i))), value, X::zero());
-        if (!apart) part = X::add(part, X::load(to[i] + k, n));
-        X::store(to[i] + k, part, n);
-      }
-    }
-  }
-
-  void add_average(const ConvReLUPoolParams& p, const T* gradient, const uint8_t* codes,
-                   int64_t positions, T* const* to) const {
-    // WindowWalk::blocked, decided outside of the loop: or it runs at half the speed.
-    const bool relu = p.activation == Activation::kReLU;
-    const T slope = p.activation == Activation::kLeakyReLU ? static_cast<T>(kLeakyReLUSlope) : 1;
-    for (int64_t i = 0; i < positions; i++) {
-      if (!to[i]) continue;
-      T* sums = to[i];
-      for (int64_t k = 0; k < K && !codes; k++) sums[k] += gradient[k];
-      for (int64_t k = 0; k < K && codes; k++) {
-        const T blocked = relu ? 0 : gradient[k] * slope;
-        sums[k] += codes[k] >> i & 1 ? gradient[k] : blocked;
-      }
     }
   }
 };

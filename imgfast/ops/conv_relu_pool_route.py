@@ -337,12 +337,18 @@ def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
     if dtype is torch.bfloat16 and _has_matrix_units() and not _stock_crashes(spec, dtype):
         return "stock is faster in bfloat16 on processors with matrix units"
     filters, channels = weight_shape[0] // spec.groups, weight_shape[1]
-    if spec.groups > 1 and filters < 8:
+    if spec.groups > 1 and filters < 8 and not _is_depthwise(spec, weight_shape):
         return "stock is faster for groups of few filters"
     weights = channels * weight_shape[0]
     images = x_shape[0] if len(x_shape) == 4 else 1
     height, width = spec.conv_size(x_shape, weight_shape)
     positions = images * height * width
+    if _is_depthwise(spec, weight_shape) and spec.pool == "none":
+        # Only the activation is fused: it pays where a call's overhead counts, or where the
+        # result is far larger than the caches. Stock's gradients are good at 3 x 3 alone.
+        small = spec.stride == (1, 1) and weight_shape[2] * weight_shape[3] <= 9
+        if 2**16 < positions * weight_shape[0] < 2**23 and (small or not needs_grad):
+            return "stock is faster for depthwise filters without a pool"
     if tuple(weight_shape[2:]) == (1, 1):
         if spec.pool == "none" or (spec.pool == "avg" and needs_grad):
             return "stock is faster for filters of 1 x 1 without a maximum"
@@ -360,12 +366,19 @@ def _stock_crashes(spec, dtype) -> bool:
     return dtype is torch.bfloat16 and spec.stride != (1, 1) and _has_matrix_units()
 
 
+def _is_depthwise(spec, weight_shape) -> bool:
+    """As is_depthwise in csrc/conv_relu_pool.h."""
+    return spec.groups > 1 and tuple(weight_shape[:2]) == (spec.groups, 1)
+
+
 def _winograd_taps(spec, weight_shape) -> int:
     """Taps of one dimension of the unit-stride filters that a strided one falls into."""
     return -(-max(weight_shape[2:]) // spec.stride[0])
 
 
 def _no_winograd(spec, dtype, weight_shape) -> str | None:
+    if _is_depthwise(spec, weight_shape):
+        return "depthwise filters have kernels of their own"
     stride = spec.stride[0]
     if spec.stride != (stride, stride) or stride > 4 or spec.dilation != (1, 1):
         return "Winograd is for strides of 1 to 4 without dilation"
@@ -485,8 +498,11 @@ def _explain(spec, weight_shape, winograd, isa, needs_grad) -> str:
     def route(flag, otherwise):
         return name if flag in winograd else otherwise
 
-    text = f"{route(Winograd.FORWARD, 'direct convolution')}, {isa}"
+    depthwise = _is_depthwise(spec, weight_shape)
+    sums = "dense sums" if depthwise else "sparse sums"
+    convolution = "depthwise convolution" if depthwise else "direct convolution"
+    text = f"{route(Winograd.FORWARD, convolution)}, {isa}"
     if needs_grad:
-        text += f"; gradient of x: {route(Winograd.INPUT, 'sparse sums')}"
-        text += f", of weight: {route(Winograd.WEIGHT, 'sparse sums')}"
+        text += f"; gradient of x: {route(Winograd.INPUT, sums)}"
+        text += f", of weight: {route(Winograd.WEIGHT, sums)}"
     return text

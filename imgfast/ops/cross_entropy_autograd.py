@@ -47,20 +47,19 @@ class _CrossEntropy(torch.autograd.Function):
 def _gradients(ctx, grad_loss):
     """At input, target and weight. Differentiable if gradients are being recorded."""
     input, target, weight, stats = ctx.saved_tensors
-    grads = [None, None, None]
-    reference = list(ctx.needs_input_grad[:3])
+    reference = ctx.needs_input_grad[:3]
+    grad_input = None
     if reference[0] and not (
         torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
     ):
-        reference[0] = False
         with _below_autograd():
-            grads[0] = _backward(grad_loss, input, target, weight, stats, *ctx.options)
-    if any(reference):
-        formulas = gradient_reference(grad_loss, input, target, weight, *ctx.options)
-        for i in range(3):
-            if reference[i]:
-                grads[i] = formulas[i]()
-    return grads
+            grad_input = _backward(grad_loss, input, target, weight, stats, *ctx.options)
+        if not (reference[1] or reference[2]):
+            return grad_input, None, None
+        reference = (False, *reference[1:])
+    formulas = gradient_reference(grad_loss, input, target, weight, *ctx.options)
+    grads = [formulas[i]() if reference[i] else None for i in range(3)]
+    return grad_input if grads[0] is None else grads[0], *grads[1:]
 
 
 def gradient_reference(grad_loss, input, target, weight, reduction, ignore_index, label_smoothing):

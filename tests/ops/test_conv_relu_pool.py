@@ -165,10 +165,81 @@ def test_groups(groups):
     check(*make(2, 6, 8, 8, 18, 3, 3, groups=groups), padding=1, groups=groups)
 
 
-def test_depthwise_is_left_to_stock():
+# Depthwise filters have kernels whose lanes are channels: less than a vector, whole ones, one or
+# two in the last block, several blocks. Without padding, whole vectors are read where they are.
+def check_depthwise(channels, taps=(3, 3), *, n=2, size=(11, 13), options=None, **tensors):
+    options = {"padding": tuple(tap // 2 for tap in taps), "groups": channels} | (options or {})
+    check(*make(n, channels, *size, channels, *taps, groups=channels, **tensors), **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [2, 3, 16, 17, 33, 64, 70])
+def test_depthwise_layouts_and_dtypes(channels, dtype, layout):
+    check_depthwise(channels, dtype=dtype, layout=layout)
+    check_depthwise(channels, dtype=dtype, layout=layout, options={"padding": 0, "pool": "none"})
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("channels", [20, 32])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool": "none", "activation": "none"},
+        {"pool": "none", "activation": "tanh", "padding": 4},
+        {"pool": "avg"},
+        {"pool": "avg", "activation": "leaky_relu", "pool_size": (2, 3), "pool_stride": (1, 2)},
+        {"pool": "avg", "activation": "none", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+        {"activation": "sigmoid"},
+        {"activation": "silu"},
+        {"pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+        {"pool_size": 3, "pool_stride": 1, "ceil_mode": True},
+        {"pool_size": 2, "pool_stride": 3},
+        {"pool_size": 2, "pool_dilation": 3, "pool_stride": 2},
+        {"pool_size": (11, 13)},
+    ],
+    ids=str,
+)
+def test_depthwise_windows(options, channels, layout):
+    check_depthwise(channels, layout=layout, options=options)
+
+
+# The input gradient falls into phases of the stride, some of them without a tap, some without a
+# column; the weight gradient takes 25 or 12 taps at a time, of 7 columns at most.
+@pytest.mark.parametrize("taps", [(1, 1), (2, 4), (3, 3), (5, 5), (7, 7), (1, 8), (9, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1), (16, 17)])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+def test_depthwise_filters(dilation, stride, taps):
+    options = {"stride": stride, "dilation": dilation, "pool": "none"}
+    check_depthwise(18, taps, size=(20, 22), options=options)
+    check_depthwise(18, taps, size=(20, 22), options=options | {"padding": 6})
+
+
+# Units of a few rows, of a few channels and of both.
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("size", [(40, 70), (3, 200), (120, 8)])
+@pytest.mark.parametrize("taps", [(3, 3), (7, 7)])
+def test_depthwise_units(taps, size, layout):
+    check_depthwise(80, taps, n=1, size=size, layout=layout)
+    check_depthwise(80, taps, n=1, size=size, layout=layout, options={"pool": "none", "stride": 2})
+
+
+def test_depthwise_routes():
     x, weight, bias = make(2, 16, 8, 8, 16, 3, 3, groups=16)
-    assert imgfast.dispatch_info(x, weight, bias, groups=16).name == "stock"
-    check(x, weight, bias, groups=16, padding=1)
+    info = imgfast.dispatch_info(x, weight, bias, groups=16)
+    assert info.name == "direct" and "depthwise" in info.reason
+    bare = imgfast.dispatch_info(
+        *make(2, 16, 64, 64, 16, 3, 3, groups=16), groups=16, pool="none", activation="none"
+    )
+    assert bare.name == "stock" and "without a pool" in bare.reason
+    with pytest.raises(RuntimeError, match="depthwise filters have kernels of their own"):
+        imgfast.conv_relu_pool(x, weight, bias, groups=16, algorithm="winograd")
+
+
+def test_groups_of_few_filters_are_left_to_stock():
+    x, weight, bias = make(2, 16, 8, 8, 16, 3, 3, groups=8)
+    assert imgfast.dispatch_info(x, weight, bias, groups=8).name == "stock"
+    check(x, weight, bias, groups=8, padding=1)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 257])
@@ -291,6 +362,7 @@ def test_gradients_keep_layouts():
         ((2, 48, 3, 30, 100, 3, 3), {"padding": (0, 1), "pool": "none", "activation": "silu"}),
         ((1, 256, 14, 14, 72, 1, 1), {"pool": "avg"}),
         ((1, 64, 8, 8, 192, 3, 3), {"padding": 1, "groups": 2, "stride": 2, "pool": "none"}),
+        ((1, 70, 30, 30, 70, 3, 3), {"padding": 1, "groups": 70}),
     ],
 )
 def test_threads_do_not_change_a_bit(shape, options):
@@ -319,6 +391,7 @@ def test_threads_divide_images(threads):
         tensors = make(1, 16, 40, 40, 32, 3, 3)
         check(*tensors, padding=1)
         check(*tensors, padding=1, pool_size=3, pool_stride=2, pool_padding=1)
+        check_depthwise(70, n=1, size=(40, 40))
         options = {"padding": 1}
         tensors = [torch.randn_like(t) for t in tensors]
         _, once = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
