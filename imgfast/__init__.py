@@ -1,8 +1,8 @@
 """Fused image operators for PyTorch: ``pool(activation(conv2d(x)))`` and cross-entropy in one pass.
 
-``imgfast.nn`` holds the layers, ``imgfast.conv_relu_pool``, ``imgfast.cross_entropy`` and
-``imgfast.linear_cross_entropy`` are the functions, ``imgfast.dispatch_info`` tells which code runs, ``imgfast`` on the command line trains
-and uses an image classifier.
+``imgfast.nn`` holds the layers; ``imgfast.conv_relu_pool``, ``imgfast.cross_entropy`` and
+``imgfast.linear_cross_entropy`` are the functions, ``imgfast.dispatch_info`` tells which code runs.
+``imgfast`` on the command line trains and uses an image classifier.
 """
 
 import torch  # noqa: F401  its libraries must be loaded before the extension's

@@ -133,7 +133,8 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         out_features: ``(d1, ...)`` of a loss at several positions; without, one per row.
         bias: whether the linear layer has one.
         device, dtype: of the linear layer.
-        reduction, weight, ignore_index, label_smoothing: as in :func:`imgfast.linear_cross_entropy`.
+        reduction, weight, ignore_index, label_smoothing: as in
+            :func:`imgfast.linear_cross_entropy`.
 
     Shape:
         ``[N, D]`` or ``[D]``, with a target ``[N, d1, ...]`` or ``[]`` of classes, or

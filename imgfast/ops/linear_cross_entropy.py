@@ -170,7 +170,6 @@ def tile_options(
         float_loss,
         dtype,
         margin,
-        tiles.tile_bytes(),
     )
 
 

@@ -23,9 +23,7 @@ def run(input, linear_weight, linear_bias, target, weight, options):
         or linear_weight.requires_grad
         or (linear_bias is not None and linear_bias.requires_grad)
     ):
-        return _LinearCrossEntropy.apply(
-            input, linear_weight, linear_bias, target, weight, options
-        )
+        return _LinearCrossEntropy.apply(input, linear_weight, linear_bias, target, weight, options)
     with torch.no_grad():
         return tiles.forward(
             input, linear_weight, linear_bias, target, weight, options, keep=False
@@ -53,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        kept = vars(ctx).pop("kept", [])  # a second backward finds none
+        kept = vars(ctx).pop("kept", None)  # a second backward finds none
         batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # is_grads_batched=True
         if not (batched or _wants_reference()):
             *tensors, stats = ctx.saved_tensors
@@ -139,7 +137,7 @@ def _flat(options):
 def _options(*flat):
     *common, name, size, scale = flat
     margin = None if name == "none" else Margin(name, size, scale)
-    return tiles.Options(*common, margin, tiles.tile_bytes())
+    return tiles.Options(*common, margin)
 
 
 # stats: [5, N]; see tiles.forward.
@@ -175,7 +173,7 @@ def _backward(grad_loss, input, linear_weight, linear_bias, target, weight, stat
         target,
         weight,
         stats,
-        [],
+        None,
         _options(*rest[:-3]),
         rest[-3:],
     )

@@ -35,12 +35,13 @@ class Options(NamedTuple):
     float_loss: bool  # the loss is float32 whatever the logits are, as under autocast
     dtype: torch.dtype  # of the matrix products
     margin: Margin | None  # of unit vectors; None leaves the linear layer as it is
+
+
+class Kept(NamedTuple):
+    """What forward leaves for backward, which has to cut the logits in the same way."""
+
+    logits: torch.Tensor  # of the first tiles, one after the other
     tile_bytes: int
-
-
-def tile_bytes():
-    """Read once a step: the tiles that forward keeps must be those of backward."""
-    return TILE_BYTES * min(torch.get_num_threads(), MAX_THREADS)
 
 
 @torch.autocast("cpu", enabled=False)
@@ -54,29 +55,34 @@ def forward(input, linear_weight, linear_bias, target, weight, options, keep):
         keep: whether logits are to be kept for backward.
 
     Returns:
-        loss, stats, kept. stats ``[5, N]``: the state of the rows, and with a margin the cosines of
-        their targets. kept: the first tiles, up to KEPT_BYTES.
+        loss, stats and :class:`Kept`. stats ``[5, N]``: the state of the rows, and with a margin
+        the cosines of their targets.
     """
     head = _Head(input, linear_weight, linear_bias, options)
+    if keep:
+        head.keep(KEPT_BYTES)
     target, row_weight, weight = _prepare(target, weight, head)
     stats = input.new_zeros((5, len(input)), dtype=head.wide)
     state, cosines = stats[:4], stats[4]
     state[0] = -torch.inf
 
-    kept, budget = [], KEPT_BYTES if keep else 0
     for c in head.chunks:
         head.load(c)
         for r in head.blocks:
-            budget -= head.bytes_of(r, c)
-            logits = head.logits(r, new=budget >= 0)
-            if budget >= 0:
-                kept.append(logits)
+            logits, _ = head.next_tile(r)
+            head.product(r, logits)
             if head.margin is not None:
                 at = _targets_in(logits, target[r], c.start)
                 cosines[r][at[0]] = logits[at].to(head.wide) / head.margin.scale
                 logits[at] = head.margin.logits(cosines[r][at[0]]).to(logits.dtype)
             _accumulate(
-                logits, _tile_of(target, r, c), weight, state[:, r], c.start, head.C, options
+                logits,
+                _tile_of(target, r, c),
+                weight,
+                state[:, r],
+                c.start,
+                head.C,
+                options.label_smoothing,
             )
 
     _, total, mass, dot = state
@@ -87,7 +93,7 @@ def forward(input, linear_weight, linear_bias, target, weight, options, keep):
         loss = loss.sum()
     if options.reduction == MEAN:
         loss = loss / _divisor(target, row_weight)
-    return loss.to(head.wide if options.float_loss else options.dtype), stats, kept
+    return loss.to(head.wide if options.float_loss else options.dtype), stats, head.kept
 
 
 @torch.autocast("cpu", enabled=False)
@@ -96,10 +102,10 @@ def backward(
 ):
     """The gradients at input, linear_weight and linear_bias, None where ``needs`` is false.
 
-    The tiles of ``kept`` become gradients in place, and are let go one by one.
+    ``kept`` is what forward returned, or None; its logits are overwritten with gradients.
     """
     need_input, need_weight, need_bias = needs
-    head = _Head(input, linear_weight, linear_bias, options)
+    head = _Head(input, linear_weight, linear_bias, options, kept)
     target, row_weight, weight = _prepare(target, weight, head)
     state, cosines = stats[:4], stats[4]
     grad_rows = grad_loss.to(head.wide)
@@ -116,7 +122,6 @@ def backward(
     direct = linear_weight.dtype == head.dtype and (
         head.dtype == head.wide or (len(head.blocks) == 1 and head.margin is None)
     )
-    kept = kept[::-1]
     for c in head.chunks:
         head.load(c)
         if need_weight:
@@ -125,7 +130,9 @@ def backward(
                 of_weight = torch.empty_like(of_weight, dtype=head.wide)
         of_bias = 0
         for r in head.blocks:
-            g = kept.pop() if kept else head.logits(r)
+            g, is_kept = head.next_tile(r)
+            if not is_kept:
+                head.product(r, g)
             if head.margin is not None:
                 at = _targets_in(g, target[r], c.start)
                 cosine = cosines[r][at[0]]
@@ -138,7 +145,7 @@ def backward(
                 grad_rows[r],
                 c.start,
                 head.C,
-                options,
+                options.label_smoothing,
             )
             if head.margin is not None:
                 g[at] = (g[at].to(head.wide) * head.margin.slope(cosine)).to(g.dtype)
@@ -165,7 +172,7 @@ def backward(
 class _Head:
     """The linear layer, a tile at a time; with a margin, of unit vectors."""
 
-    def __init__(self, input, linear_weight, linear_bias, options):
+    def __init__(self, input, linear_weight, linear_bias, options, kept=None):
         (N, D), (self.C, _) = input.shape, linear_weight.shape
         self.linear_weight, self.linear_bias = linear_weight, linear_bias
         self.dtype, self.ignore_index = options.dtype, options.ignore_index
@@ -176,9 +183,19 @@ class _Head:
             self.x, self.x_norm = normalize(input.to(self.wide), self.margin.scale)
         self.x = self.x.to(self.dtype)  # [N, D]
         self.blocks = _split(N, ROWS)
-        tile = options.tile_bytes // self.dtype.itemsize
+        if kept is None:
+            threads = min(torch.get_num_threads(), MAX_THREADS)
+            kept = Kept(self.x.new_empty(0), TILE_BYTES * threads)
+        self.kept = kept
+        self.taken = 0  # logits of the kept
+        tile = kept.tile_bytes // self.dtype.itemsize
         self.chunks = _split(self.C, max(tile // max(self.blocks[0].stop, D), 1))
         self.buffer = None
+
+    def keep(self, most):
+        """Makes room for at most so many bytes of logits."""
+        size = min(most // self.dtype.itemsize, len(self.x) * self.C)
+        self.kept = self.kept._replace(logits=self.x.new_empty(size))
 
     def load(self, c):
         """Goes on to the classes of the slice ``c``."""
@@ -188,21 +205,26 @@ class _Head:
         self.w = self.w.to(self.dtype)  # [c, D]
         self.b = None if self.linear_bias is None else self.linear_bias[c].to(self.dtype)
 
-    def logits(self, r, new=False):
-        """``[r, c]``, in a new tensor or in one that the next call overwrites."""
+    def next_tile(self, r):
+        """Memory ``[r, c]`` for logits, and whether it is of those that are kept; all others
+        overwrite one another."""
         shape = r.stop - r.start, len(self.w)
-        if new:
-            out = self.x.new_empty(shape)
+        size = shape[0] * shape[1]
+        is_kept = self.taken + size <= len(self.kept.logits)
+        if is_kept:
+            tile = self.kept.logits[self.taken : self.taken + size]
+            self.taken += size
         else:
             if self.buffer is None:
                 self.buffer = self.x.new_empty(self.blocks[0].stop * self.chunks[0].stop)
-            out = self.buffer[: shape[0] * shape[1]].view(shape)
-        if self.b is None:
-            return torch.mm(self.x[r], self.w.t(), out=out)
-        return torch.addmm(self.b, self.x[r], self.w.t(), out=out)
+            tile = self.buffer[:size]
+        return tile.view(shape), is_kept
 
-    def bytes_of(self, r, c):
-        return (r.stop - r.start) * (c.stop - c.start) * self.dtype.itemsize
+    def product(self, r, out):
+        if self.b is None:
+            torch.mm(self.x[r], self.w.t(), out=out)
+        else:
+            torch.addmm(self.b, self.x[r], self.w.t(), out=out)
 
 
 def _split(size, most):
@@ -244,7 +266,7 @@ def _targets_in(tile, target, first_class):
     return rows, column[rows]
 
 
-def _accumulate(logits, target, weight, state, first_class, num_classes, options):
+def _accumulate(logits, target, weight, state, first_class, num_classes, label_smoothing):
     """Goes on with the state of some rows over the classes of a tile.
 
     Args:
@@ -262,18 +284,18 @@ def _accumulate(logits, target, weight, state, first_class, num_classes, options
     total.mul_(torch.exp(maximum - new_base)).add_(x.exp().sum(1))
     dot.add_(mass * (base - new_base))
     maximum.copy_(new_maximum)
-    u = _spread(target, weight, first_class, x.shape, num_classes, options)
+    u = _spread(target, weight, first_class, x.shape, num_classes, x.dtype, label_smoothing)
     if u is not None:
         mass.add_(u.sum(1))
         dot.add_((u * x).sum(1))
     if not target.is_floating_point():
         at = _targets_in(x, target, first_class)
-        u_y = _share_of_target(target[at[0]], weight, state, options)
+        u_y = _share_of_target(target[at[0]], weight, state, label_smoothing)
         mass.index_add_(0, at[0], u_y)
         dot.index_add_(0, at[0], u_y * x[at])
 
 
-def _gradient_(logits, target, weight, state, grad_rows, first_class, num_classes, options):
+def _gradient_(logits, target, weight, state, grad_rows, first_class, num_classes, label_smoothing):
     """Turns logits into ``grad_rows (mass exp(x_c - m) / s - u_c)``, in place.
 
     Args:
@@ -283,33 +305,31 @@ def _gradient_(logits, target, weight, state, grad_rows, first_class, num_classe
     maximum, total, mass, _ = state
     g = logits.to(state.dtype)  # float32 and float64 stay where they are
     g.sub_(maximum.unsqueeze(1)).exp_().mul_((mass / total).unsqueeze(1))
-    u = _spread(target, weight, first_class, g.shape, num_classes, options)
+    u = _spread(target, weight, first_class, g.shape, num_classes, g.dtype, label_smoothing)
     if u is not None:
         g.sub_(u)
     if not target.is_floating_point():
         at = _targets_in(g, target, first_class)
-        g[at] -= _share_of_target(target[at[0]], weight, state, options)
+        g[at] -= _share_of_target(target[at[0]], weight, state, label_smoothing)
     g.mul_(grad_rows.unsqueeze(1))
     logits.copy_(g)
 
 
-def _spread(target, weight, first_class, shape, num_classes, options):
+def _spread(target, weight, first_class, shape, num_classes, wide, label_smoothing):
     """The u_c without what is the target's alone: ``[n, c]``, or None where they are 0."""
-    smoothing = options.label_smoothing
+    each = label_smoothing / num_classes
     if target.is_floating_point():
-        wide = torch.float64 if target.dtype == torch.float64 else torch.float32
-        u = target.to(wide) * (1 - smoothing) + smoothing / num_classes
-    elif smoothing > 0:
-        u = (target >= 0).unsqueeze(1) * (smoothing / num_classes)
-        u = u.expand(shape)
+        u = target.to(wide) * (1 - label_smoothing) + each
+    elif label_smoothing > 0:
+        u = ((target >= 0).to(wide) * each).unsqueeze(1).expand(shape)
     else:
         return None
     return u if weight is None else u * weight[first_class : first_class + shape[1]]
 
 
-def _share_of_target(target, weight, state, options):
+def _share_of_target(target, weight, state, label_smoothing):
     """The u_y without what smoothing gives to every class."""
-    share = 1 - options.label_smoothing
+    share = 1 - label_smoothing
     return state.new_full(target.shape, share) if weight is None else weight[target] * share
 
 

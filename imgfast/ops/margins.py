@@ -74,5 +74,7 @@ def margin_logits(input, linear_weight, target, margin):
     is_class = (target >= 0) & (target < linear_weight.shape[0])
     at = torch.where(is_class, target, 0).unsqueeze(1)
     logits = margin.scale * cosines
-    own = torch.where(is_class.unsqueeze(1), margin.logits(cosines.gather(1, at)), logits.gather(1, at))
+    own = torch.where(
+        is_class.unsqueeze(1), margin.logits(cosines.gather(1, at)), logits.gather(1, at)
+    )
     return logits.scatter(1, at, own)
