@@ -54,6 +54,8 @@ def linear_cross_entropy(
           forward and backward, a tile (4 MB for each thread, 64 MB at most) and what its
           elementwise work takes; for bfloat16 and float16 a float32 sum of the gradient at
           ``input``.
+          The kept logits are let go by backward, or with the loss; hooks on saved tensors do not
+          see them.
         - Only the gradients that are asked for are computed.
         - bfloat16 and float16: the products are torch's, their results bfloat16 and float16;
           softmax, loss, and sums over tiles are float32. Under autocast weights are cast a tile at

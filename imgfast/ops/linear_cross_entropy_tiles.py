@@ -58,7 +58,7 @@ def forward(input, linear_weight, linear_bias, target, weight, options, keep):
         loss, stats and :class:`Kept`. stats ``[5, N]``: the state of the rows, and with a margin
         the cosines of their targets.
     """
-    head = _Head(input, linear_weight, linear_bias, options)
+    head = Head(input, linear_weight, linear_bias, options)
     if keep:
         head.keep(KEPT_BYTES)
     target, row_weight, weight = _prepare(target, weight, head)
@@ -105,7 +105,7 @@ def backward(
     ``kept`` is what forward returned, or None; its logits are overwritten with gradients.
     """
     need_input, need_weight, need_bias = needs
-    head = _Head(input, linear_weight, linear_bias, options, kept)
+    head = Head(input, linear_weight, linear_bias, options, kept)
     target, row_weight, weight = _prepare(target, weight, head)
     state, cosines = stats[:4], stats[4]
     grad_rows = grad_loss.to(head.wide)
@@ -152,9 +152,9 @@ def backward(
             if need_bias:
                 of_bias = of_bias + g.sum(0, dtype=head.wide)
             if need_weight:
-                _add_product(of_weight, g.t(), head.x[r], first=r.start == 0)
+                add_product(of_weight, g.t(), head.x[r], first=r.start == 0)
             if need_input:
-                _add_product(grad_input[r], g, head.w, first=c.start == 0)
+                add_product(grad_input[r], g, head.w, first=c.start == 0)
         if need_weight:
             if head.margin is not None:
                 through_normalize_(of_weight, linear_weight[c], head.w_norm)
@@ -169,7 +169,7 @@ def backward(
     return grad_input, grad_weight, grad_bias
 
 
-class _Head:
+class Head:
     """The linear layer, a tile at a time; with a margin, of unit vectors."""
 
     def __init__(self, input, linear_weight, linear_bias, options, kept=None):
@@ -280,10 +280,10 @@ def _accumulate(logits, target, weight, state, first_class, num_classes, label_s
     x = logits.to(state.dtype)
     new_maximum = torch.maximum(maximum, x.amax(1))
     base, new_base = (torch.where(m == -torch.inf, 0, m) for m in (maximum, new_maximum))
-    x = x - new_base.unsqueeze(1)
-    total.mul_(torch.exp(maximum - new_base)).add_(x.exp().sum(1))
     dot.add_(mass * (base - new_base))
+    total.mul_(torch.exp(maximum - new_base))
     maximum.copy_(new_maximum)
+    x = x - new_base.unsqueeze(1)
     u = _spread(target, weight, first_class, x.shape, num_classes, x.dtype, label_smoothing)
     if u is not None:
         mass.add_(u.sum(1))
@@ -293,6 +293,7 @@ def _accumulate(logits, target, weight, state, first_class, num_classes, label_s
         u_y = _share_of_target(target[at[0]], weight, state, label_smoothing)
         mass.index_add_(0, at[0], u_y)
         dot.index_add_(0, at[0], u_y * x[at])
+    total.add_(x.exp_().sum(1))
 
 
 def _gradient_(logits, target, weight, state, grad_rows, first_class, num_classes, label_smoothing):
@@ -333,7 +334,7 @@ def _share_of_target(target, weight, state, label_smoothing):
     return state.new_full(target.shape, share) if weight is None else weight[target] * share
 
 
-def _add_product(total, a, b, first):
+def add_product(total, a, b, first):
     """``total += a @ b``, or ``total = a @ b`` for the first; total may be wider than a and b."""
     if total.dtype == a.dtype:
         if first:
