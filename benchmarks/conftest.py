@@ -5,6 +5,7 @@
     pytest benchmarks --benchmark-only --no-compile --quick     small rows, few rounds: a smoke test
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k "training and cifar"
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k off_grid
+    pytest benchmarks --benchmark-only --no-compile --large -k linear     a million classes, too
 
 With ``pip install -e ".[bench]"`` ONNX Runtime and OpenVINO race for inference, and matplotlib
 draws the ratios; the tables say who is absent.
@@ -46,6 +47,7 @@ def pytest_addoption(parser):
         "--compile-off-grid", action="store_true", help="torch.compile for rows off the grid too"
     )
     group.addoption("--quick", action="store_true", help="a few small rows, and few rounds")
+    group.addoption("--large", action="store_true", help="rows of gigabytes and minutes, too")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options
@@ -55,12 +57,16 @@ def pytest_configure(config):
     config.addinivalue_line("python_functions", "bench_*")
     config.addinivalue_line("markers", "quick: a small row, part of --quick")
     config.addinivalue_line("markers", "off_grid: a row beside those that kernels are tuned for")
+    config.addinivalue_line("markers", "large: a row that takes gigabytes and minutes: --large")
     if config.option.benchmark_columns is None:
         config.option.benchmark_columns = ["median", "iqr", "rounds", "iterations"]
     if config.option.quick:
         config.option.markexpr = config.option.markexpr or "quick"
         config.option.benchmark_min_rounds = 3
         config.option.benchmark_max_time = 0.1
+    if not config.option.large:
+        expression = config.option.markexpr
+        config.option.markexpr = f"({expression}) and not large" if expression else "not large"
 
 
 def pytest_generate_tests(metafunc):
@@ -99,10 +105,12 @@ class Race:
         self.compile = not option.no_compile and (option.compile_off_grid or not off_grid)
         self.absent = [] if self.compile else ["torch.compile (left out)"]  # from this race
 
-    def __call__(self, row, contenders, *, tolerance, grad_tolerance=None):
+    def __call__(self, row, contenders, *, tolerance, grad_tolerance=None, bounds=None):
+        """``bounds`` are timed, too, but compute only a part and are no opponents."""
         results = {name: call() for name, call in contenders.items()}
         opponents.check_equal(results, tolerance, grad_tolerance)
         del results
+        contenders = contenders | (bounds or {})
         seconds = {name: _probe(call) for name, call in contenders.items()}
         repeats = {name: math.ceil(MIN_TURN / seconds[name]) for name in contenders}
         turns = sum(seconds[name] * repeats[name] for name in contenders)

@@ -8,8 +8,9 @@ The engines that join them for inference are in engines.py.
 import torch
 
 LAYOUTS = {" CL": torch.channels_last, "": torch.contiguous_format}  # imgfast's best first
-OPPONENTS = ("eager", "compile", "onnxruntime", "openvino")
+OPPONENTS = ("eager", "compile", "chunked", "composition", "onnxruntime", "openvino")
 SIDES = ("imgfast", *OPPONENTS)
+BOUNDS = ("products",)  # a part of the work that nobody can leave out
 
 
 def lineup(make, ours, stock, *, layouts=LAYOUTS, compiler=None):

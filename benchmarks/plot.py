@@ -9,7 +9,14 @@ import sys
 
 import report
 
-COLORS = {"eager": "C0", "compile": "C2", "onnxruntime": "C1", "openvino": "C4"}
+COLORS = {
+    "eager": "C0",
+    "compile": "C2",
+    "chunked": "C3",
+    "composition": "C5",
+    "onnxruntime": "C1",
+    "openvino": "C4",
+}
 
 
 def save(races, path):

@@ -10,7 +10,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from opponents import LAYOUTS, OPPONENTS, SIDES
+from opponents import BOUNDS, LAYOUTS, OPPONENTS, SIDES
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,7 +65,8 @@ def _table(op, task, threads, races):
     names = [side + suffix for side in SIDES for suffix in LAYOUTS]
     names = [n for n in names if any(n in race["medians"] for race in races)]
     more = any(not n.startswith(("imgfast", "eager")) for n in names)  # opponents than eager
-    lines = [["row", *names, *(["x eager"] if more else []), "x best", "best opponent"]]
+    bounds = [n for n in BOUNDS if any(n in race["medians"] for race in races)]
+    lines = [["row", *names, *bounds, *(["x eager"] if more else []), "x best", "best opponent"]]
     ratios = []
     for race in races:
         medians = race["medians"]
@@ -74,7 +75,7 @@ def _table(op, task, threads, races):
         ratios.append((best, eager, race["row"].partition(":")[0]))
         lines.append([
             race["row"],
-            *(f"{1e3 * medians[n]:.3g}" if n in medians else "" for n in names),
+            *(f"{1e3 * medians[n]:.3g}" if n in medians else "" for n in names + bounds),
             *([f"{eager:.2f}"] if more else []),
             f"{best:.2f}",
             opponent + "".join(f"; {name} is slower" for name in _slower(medians)),
@@ -85,6 +86,13 @@ def _table(op, task, threads, races):
     if more:
         summary += f" and {mean_eager:.2f}x the best of eager"
     summary += f"; lowest row {row} with {lowest:.2f}x."
+    for bound in bounds:
+        shares = [
+            _best(race["medians"], "imgfast")[0] / race["medians"][bound]
+            for race in races
+            if bound in race["medians"]
+        ]
+        summary += f"\nimgfast takes {min(shares):.2f} to {max(shares):.2f}x the {bound} alone."
     absent = dict.fromkeys(name for race in races for name in race["absent"])
     if absent:
         summary += f"\nDid not race: {', '.join(absent)}."

@@ -1,8 +1,8 @@
 """Fused image operators for PyTorch: ``pool(activation(conv2d(x)))`` and cross-entropy in one pass.
 
-``imgfast.nn`` holds the layers, ``imgfast.conv_relu_pool`` and ``imgfast.cross_entropy`` the
-functions, ``imgfast.dispatch_info`` tells which code runs, ``imgfast`` on the command line trains
-and uses an image classifier.
+``imgfast.nn`` holds the layers; ``imgfast.conv_relu_pool``, ``imgfast.cross_entropy`` and
+``imgfast.linear_cross_entropy`` are the functions, ``imgfast.dispatch_info`` tells which code runs.
+``imgfast`` on the command line trains and uses an image classifier.
 """
 
 import torch  # noqa: F401  its libraries must be loaded before the extension's
@@ -18,10 +18,20 @@ except ImportError as error:
 from imgfast import nn
 from imgfast.ops.conv_relu_pool import conv_relu_pool, dispatch_info
 from imgfast.ops.cross_entropy import cross_entropy
+from imgfast.ops.linear_cross_entropy import linear_cross_entropy
+from imgfast.ops.margin_loss import arcface_loss, cosface_loss
 
 # As torch.backends.cudnn.benchmark: whether conv_relu_pool times its routes the first time it meets
 # a configuration, and remembers the fastest, in place of a fixed rule. It is asked at every call.
 benchmark = False
 
 __version__ = _C.build_info()["version"]
-__all__ = ["conv_relu_pool", "cross_entropy", "dispatch_info", "nn"]
+__all__ = [
+    "arcface_loss",
+    "conv_relu_pool",
+    "cosface_loss",
+    "cross_entropy",
+    "dispatch_info",
+    "linear_cross_entropy",
+    "nn",
+]

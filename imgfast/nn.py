@@ -1,10 +1,15 @@
-"""Layers: drop-in subclasses of torch.nn's, with the same parameters under the same names."""
+"""Layers: drop-ins for torch.nn's, with the same parameters under the same names."""
+
+import math
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.loss import _WeightedLoss
 
 from imgfast.ops.conv_relu_pool import conv_relu_pool
 from imgfast.ops.cross_entropy import cross_entropy
+from imgfast.ops.linear_cross_entropy import linear_cross_entropy
+from imgfast.ops.margin_loss import arcface_loss, cosface_loss
 
 
 class ConvReLUPool2d(torch.nn.Conv2d):
@@ -113,3 +118,165 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+class LinearCrossEntropyLoss(_WeightedLoss):
+    """Equals torch.nn.LinearCrossEntropyLoss of the same arguments, by
+    :func:`imgfast.linear_cross_entropy`.
+
+    Its parameters are those of ``self.linear``, a :class:`torch.nn.Linear`. It is no subclass, as
+    older versions of torch have no such loss.
+
+    Args:
+        in_features: D.
+        num_classes: C.
+        out_features: ``(d1, ...)`` of a loss at several positions; without, one per row.
+        bias: whether the linear layer has one.
+        device, dtype: of the linear layer.
+        reduction, weight, ignore_index, label_smoothing: as in
+            :func:`imgfast.linear_cross_entropy`.
+
+    Shape:
+        ``[N, D]`` or ``[D]``, with a target ``[N, d1, ...]`` or ``[]`` of classes, or
+        ``[N, C, d1, ...]`` or ``[C]`` of probabilities.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        num_classes,
+        *,
+        out_features=(),
+        bias=False,
+        device=None,
+        dtype=None,
+        reduction="mean",
+        weight=None,
+        ignore_index=None,
+        label_smoothing=0.0,
+    ):
+        if weight is not None and weight.shape != (num_classes,):
+            raise RuntimeError(
+                f"expected weight shape to be {(num_classes,)}, got {tuple(weight.shape)}"
+            )
+        if label_smoothing < 0 or label_smoothing > 1.0:
+            raise RuntimeError(
+                f"expected label_smoothing to be in range [0, 1], got {label_smoothing}"
+            )
+        super().__init__(weight=weight, reduction=reduction)
+        self.num_classes = num_classes
+        self.out_features = out_features
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.linear = torch.nn.Linear(
+            in_features,
+            math.prod(out_features, start=num_classes),
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, input, target):
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.out_features:
+            classes = self.num_classes, *self.out_features
+            weight = weight.unflatten(0, classes)
+            bias = None if bias is None else bias.unflatten(0, classes)
+        return linear_cross_entropy(
+            input,
+            weight,
+            target,
+            linear_bias=bias,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self):
+        return (
+            f"in_features={self.linear.in_features}, num_classes={self.num_classes}, "
+            f"out_features={self.out_features}, bias={self.linear.bias is not None}, "
+            f"reduction={self.reduction}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}"
+        )
+
+
+class _MarginLoss(_WeightedLoss):
+    """A linear head of which only the directions count, and a margin on the angles."""
+
+    def __init__(
+        self,
+        in_features,
+        num_classes,
+        *,
+        margin,
+        scale=64.0,
+        device=None,
+        dtype=None,
+        reduction="mean",
+        weight=None,
+        ignore_index=-100,
+        label_smoothing=0.0,
+    ):
+        super().__init__(weight=weight, reduction=reduction)
+        self.margin = margin
+        self.scale = scale
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.linear = torch.nn.Linear(
+            in_features, num_classes, bias=False, device=device, dtype=dtype
+        )
+
+    def forward(self, input, target):
+        return self._loss(
+            input,
+            self.linear.weight,
+            target,
+            margin=self.margin,
+            scale=self.scale,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self):
+        return (
+            f"in_features={self.linear.in_features}, num_classes={self.linear.out_features}, "
+            f"margin={self.margin}, scale={self.scale}, reduction={self.reduction}"
+        )
+
+
+class ArcFaceLoss(_MarginLoss):
+    """A head of face recognition with an additive angular margin, by
+    :func:`imgfast.arcface_loss`.
+
+    The vectors of the classes are the weight of ``self.linear``, a :class:`torch.nn.Linear` without
+    bias.
+
+    Args:
+        in_features: D.
+        num_classes: C.
+        margin, scale, reduction, weight, ignore_index, label_smoothing: as in
+            :func:`imgfast.arcface_loss`.
+        device, dtype: of the vectors.
+
+    Shape:
+        ``[N, D]``, with a target ``[N]``.
+    """
+
+    _loss = staticmethod(arcface_loss)
+
+    def __init__(self, in_features, num_classes, *, margin=0.5, scale=64.0, **options):
+        super().__init__(in_features, num_classes, margin=margin, scale=scale, **options)
+
+
+class CosFaceLoss(_MarginLoss):
+    """A head of face recognition with an additive cosine margin, by :func:`imgfast.cosface_loss`;
+    otherwise as :class:`ArcFaceLoss`."""
+
+    _loss = staticmethod(cosface_loss)
+
+    def __init__(self, in_features, num_classes, *, margin=0.35, scale=64.0, **options):
+        super().__init__(in_features, num_classes, margin=margin, scale=scale, **options)
