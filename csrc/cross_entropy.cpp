@@ -84,6 +84,7 @@ struct Call {
     STD_TORCH_CHECK(dim >= 1, "cross_entropy: input must be [C] or [N, C, ...], got a scalar");
     const Sizes sizes = input.sizes();
     params.C = sizes[dim == 1 ? 0 : 1];
+    params.num_classes = params.C;
     params.outer = params.inner = 1;
     if (dim >= 3) {
       for (int64_t d = 2; d < dim; d++) params.inner *= sizes[d];

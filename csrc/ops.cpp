@@ -32,6 +32,20 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "Tensor stats, "
       "int reduction, int ignore_index, float label_smoothing) -> Tensor grad_input");
 
+  // Cross-entropy over classes [first_class, first_class + c) of num_classes, for
+  // linear_cross_entropy. logits [n, c] are dense; target is int64 [n], checked and negative for
+  // rows that do not count, or probabilities [n, c]; weight [num_classes] and state [4, n] are of
+  // the compute type. The first goes on with the state, the rows of which are maximum, sum, mass
+  // and dot (csrc/cpu/cross_entropy_tile-inl.h); the second turns logits into the gradient, where
+  // grad_rows [n] is the gradient at the losses.
+  m.def(
+      "cross_entropy_tile(Tensor logits, Tensor target, Tensor? weight, Tensor(a!) state, "
+      "int first_class, int num_classes, float label_smoothing) -> ()");
+  m.def(
+      "cross_entropy_tile_gradient_(Tensor(a!) logits, Tensor target, Tensor? weight, "
+      "Tensor state, Tensor grad_rows, int first_class, int num_classes, float label_smoothing) "
+      "-> ()");
+
   // An exact copy of x by a kernel of this build; it exists where CUDA was built. See
   // csrc/cuda/cuda_probe.cuh.
   m.def("cuda_probe(Tensor x) -> Tensor");

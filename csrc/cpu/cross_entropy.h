@@ -31,6 +31,9 @@ struct CrossEntropyArgs {
   double grad_scale;
   RowsView grad_logits;  // backward: [outer, inner, C]
   bool streams;          // backward: grad_logits is too large to stay in the cache
+  int64_t first_class;   // tiles: targets count from here on; negative ones do not count
+  void* mass;            // tiles: [rows] of the compute type, as maximum and sum: the state
+  void* dot;
 };
 
 // What the rows of one call add up to.
@@ -51,6 +54,9 @@ struct CrossEntropyKernels {
                               void* scratch);
   int64_t (*backward)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end,
                       void* scratch);  // bad row or -1
+  // Over a tile of the classes, which lie side by side: the rows' state goes on; the gradient.
+  void (*tile)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end, void* scratch);
+  void (*tile_gradient)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end, void* scratch);
 };
 
 }  // namespace imgfast::cpu

@@ -94,8 +94,7 @@ static void normalise_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
       b.mass[i] = X::sum(running.mass);
     }
     if constexpr (kTargets != Targets::kProbability) {
-      const int64_t y = a.target[b.row + i];
-      b.picked[i] = b.y[i] < 0 ? T(0) : widen(x[y]);
+      b.picked[i] = b.y[i] < 0 ? T(0) : widen(x[static_cast<int64_t>(b.y[i])]);
     }
   }
 }
@@ -137,6 +136,9 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
       }
       if constexpr (kTargets == Targets::kSmoothedIndex) weighed = X::set1(b.smooth[i]);
     }
+    const int64_t y =
+        kTargets == Targets::kProbability ? 0 : max_of(0, static_cast<int64_t>(b.y[i]));
+    const V picked = kTargets == Targets::kProbability ? X::zero() : X::load(x + y, 1);
     const V maximum = X::set1(b.maximum[i]), total = X::set1(b.total[i]);
     const auto gradient = [&](V logits, int64_t c, int n) {
       V g = X::mul(total, exp_of_difference(X{}, X::sub(logits, maximum)));
@@ -160,11 +162,8 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
       X::store(out + c, gradient(X::load(x + c, n), c, n), n);
     }
     if constexpr (kTargets != Targets::kProbability) {
-      // Anew: 1 - p must not be rounded twice in bfloat16.
-      if (b.y[i] >= 0) {
-        const int64_t y = a.target[b.row + i];
-        X::store(out + y, X::sub(gradient(X::load(x + y, 1), y, 1), X::set1(b.hit[i])), 1);
-      }
+      // Anew: 1 - p must not be rounded twice in bfloat16, and x may be what has been written.
+      if (b.y[i] >= 0) X::store(out + y, X::sub(gradient(picked, y, 1), X::set1(b.hit[i])), 1);
     }
   }
 }

@@ -120,7 +120,8 @@ struct LossTerms {
   explicit LossTerms(const CrossEntropyArgs& a)
       : weight(static_cast<const T*>(a.weight)),
         share(static_cast<T>(1 - a.params->label_smoothing)),
-        smooth(static_cast<T>(a.params->label_smoothing / static_cast<double>(a.params->C))),
+        smooth(
+            static_cast<T>(a.params->label_smoothing / static_cast<double>(a.params->num_classes))),
         weight_sum(static_cast<T>(a.weight_sum)) {}
 
   T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }

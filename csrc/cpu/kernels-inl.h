@@ -11,6 +11,7 @@
 #include "conv_winograd_backward-inl.h"
 #include "conv_winograd_forward-inl.h"
 #include "cross_entropy-inl.h"
+#include "cross_entropy_tile-inl.h"
 #include "dispatch.h"
 #include "math-inl.h"
 
@@ -46,6 +47,8 @@ const KernelTable kTable = {
             .scratch = cross_entropy_scratch,
             .forward = cross_entropy_forward,
             .backward = cross_entropy_backward,
+            .tile = cross_entropy_tile,
+            .tile_gradient = cross_entropy_tile_gradient,
         },
 };
 

@@ -1,8 +1,8 @@
 """The algorithm of linear_cross_entropy: logits a tile at a time, never all of them.
 
 A tile is a block of rows by a chunk of classes. The matrix products are torch's; what happens to a
-tile's logits while they are in the cache is :func:`_accumulate` on the way forward, and
-:func:`_gradient_` on the way back. Each row has a state, in float64 for float64 and else in
+tile's logits while they are in the cache is one kernel on the way forward and one on the way back
+(csrc/cpu/cross_entropy_tile-inl.h). Each row has a state, in float64 for float64 and else in
 float32, which goes from chunk to chunk::
 
     m = max_c x_c,   s = sum_c exp(x_c - m),   mass = sum_c u_c,   dot = sum_c u_c (x_c - m)
@@ -19,6 +19,9 @@ import torch
 
 from imgfast.ops.cross_entropy_autograd import MEAN, NONE
 from imgfast.ops.margins import Margin, normalize, through_normalize_
+
+_accumulate = torch.ops.imgfast.cross_entropy_tile.default
+_gradient_ = torch.ops.imgfast.cross_entropy_tile_gradient_.default
 
 ROWS = 1024  # of a tile, at most
 TILE_BYTES = 4 << 20  # of a tile's logits, or of its chunk of weights, for each thread
@@ -75,9 +78,10 @@ def forward(input, linear_weight, linear_bias, target, weight, options, keep):
                 at = _targets_in(logits, target[r], c.start)
                 cosines[r][at[0]] = logits[at].to(head.wide) / head.margin.scale
                 logits[at] = head.margin.logits(cosines[r][at[0]]).to(logits.dtype)
+            target_tile, logits = _tile_of(target, logits, r, c)
             _accumulate(
                 logits,
-                _tile_of(target, r, c),
+                target_tile,
                 weight,
                 state[:, r],
                 c.start,
@@ -137,9 +141,10 @@ def backward(
                 at = _targets_in(g, target[r], c.start)
                 cosine = cosines[r][at[0]]
                 g[at] = head.margin.logits(cosine).to(g.dtype)
+            target_tile, logits = _tile_of(target, g, r, c)
             _gradient_(
-                g,
-                _tile_of(target, r, c),
+                logits,
+                target_tile,
                 weight,
                 state[:, r],
                 grad_rows[r],
@@ -147,6 +152,8 @@ def backward(
                 head.C,
                 options.label_smoothing,
             )
+            if logits is not g:
+                g.copy_(logits)
             if head.margin is not None:
                 g[at] = (g[at].to(head.wide) * head.margin.slope(cosine)).to(g.dtype)
             if need_bias:
@@ -255,8 +262,13 @@ def _divisor(target, row_weight):
     return len(target) if row_weight is None else row_weight.sum()
 
 
-def _tile_of(target, r, c):
-    return target[r, c] if target.dim() == 2 else target[r]
+def _tile_of(target, logits, r, c):
+    """The tile's targets, and its logits for the kernels: probabilities share their dtype."""
+    if target.dim() == 1:
+        return target[r], logits
+    target = target[r, c]
+    wider = torch.promote_types(target.dtype, logits.dtype)
+    return target.to(wider), logits.to(wider)
 
 
 def _targets_in(tile, target, first_class):
@@ -264,74 +276,6 @@ def _targets_in(tile, target, first_class):
     column = target - first_class
     rows = ((column >= 0) & (column < tile.shape[1]) & (target >= 0)).nonzero().squeeze(1)
     return rows, column[rows]
-
-
-def _accumulate(logits, target, weight, state, first_class, num_classes, label_smoothing):
-    """Goes on with the state of some rows over the classes of a tile.
-
-    Args:
-        logits: ``[n, c]``, of classes ``first_class`` to ``first_class + c``.
-        target: int64 ``[n]`` among all classes, negative for rows that do not count; or
-            probabilities ``[n, c]``.
-        weight: ``[num_classes]`` in the state's dtype, or None.
-        state: ``[4, n]``, m, s, mass and dot; changed in place.
-    """
-    maximum, total, mass, dot = state
-    x = logits.to(state.dtype)
-    new_maximum = torch.maximum(maximum, x.amax(1))
-    base, new_base = (torch.where(m == -torch.inf, 0, m) for m in (maximum, new_maximum))
-    dot.add_(mass * (base - new_base))
-    total.mul_(torch.exp(maximum - new_base))
-    maximum.copy_(new_maximum)
-    x = x - new_base.unsqueeze(1)
-    u = _spread(target, weight, first_class, x.shape, num_classes, x.dtype, label_smoothing)
-    if u is not None:
-        mass.add_(u.sum(1))
-        dot.add_((u * x).sum(1))
-    if not target.is_floating_point():
-        at = _targets_in(x, target, first_class)
-        u_y = _share_of_target(target[at[0]], weight, state, label_smoothing)
-        mass.index_add_(0, at[0], u_y)
-        dot.index_add_(0, at[0], u_y * x[at])
-    total.add_(x.exp_().sum(1))
-
-
-def _gradient_(logits, target, weight, state, grad_rows, first_class, num_classes, label_smoothing):
-    """Turns logits into ``grad_rows (mass exp(x_c - m) / s - u_c)``, in place.
-
-    Args:
-        grad_rows: ``[n]``, the gradient at the loss of each row; 0 for rows that do not count.
-        others: those of :func:`_accumulate`.
-    """
-    maximum, total, mass, _ = state
-    g = logits.to(state.dtype)  # float32 and float64 stay where they are
-    g.sub_(maximum.unsqueeze(1)).exp_().mul_((mass / total).unsqueeze(1))
-    u = _spread(target, weight, first_class, g.shape, num_classes, g.dtype, label_smoothing)
-    if u is not None:
-        g.sub_(u)
-    if not target.is_floating_point():
-        at = _targets_in(g, target, first_class)
-        g[at] -= _share_of_target(target[at[0]], weight, state, label_smoothing)
-    g.mul_(grad_rows.unsqueeze(1))
-    logits.copy_(g)
-
-
-def _spread(target, weight, first_class, shape, num_classes, wide, label_smoothing):
-    """The u_c without what is the target's alone: ``[n, c]``, or None where they are 0."""
-    each = label_smoothing / num_classes
-    if target.is_floating_point():
-        u = target.to(wide) * (1 - label_smoothing) + each
-    elif label_smoothing > 0:
-        u = ((target >= 0).to(wide) * each).unsqueeze(1).expand(shape)
-    else:
-        return None
-    return u if weight is None else u * weight[first_class : first_class + shape[1]]
-
-
-def _share_of_target(target, weight, state, label_smoothing):
-    """The u_y without what smoothing gives to every class."""
-    share = 1 - label_smoothing
-    return state.new_full(target.shape, share) if weight is None else weight[target] * share
 
 
 def add_product(total, a, b, first):

@@ -14,6 +14,7 @@ SUBSETS = {
     " or (few_channels and channels_last) or depthwise",
     "test_conv_relu_pool_winograd.py": "map_sizes or channels_and_filters or codes",
     "test_conv_relu_pool_autograd.py": "gradcheck",
+    "test_linear_cross_entropy.py": "sizes or options or special",
     "test_cross_entropy.py": "counts or layouts or special or blocks or rising or float16",
 }
 
