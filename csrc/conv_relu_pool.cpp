@@ -37,11 +37,11 @@ constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compar
 void check_winograd(const ConvReLUPoolParams& p, ScalarType dtype) {
   const int64_t stride = p.stride_h, taps = (std::max(p.R, p.S) + stride - 1) / stride;
   const bool gradients = p.winograd & (kWinogradInput | kWinogradWeight);
-  STD_TORCH_CHECK(
-      dtype != ScalarType::Double && p.stride_w == stride && stride <= (gradients ? 1 : 4) &&
-          p.dilation_h == 1 && p.dilation_w == 1 && taps >= 2 && taps <= 5,
-      "conv_relu_pool: Winograd needs 2 to 5 taps, times a stride of at most 4, or 1 for "
-      "gradients, without dilation, and not float64");
+  const bool dilated = p.dilation_h != 1 || p.dilation_w != 1;
+  STD_TORCH_CHECK(dtype != ScalarType::Double && p.stride_w == stride &&
+                      stride <= (gradients || dilated ? 1 : 4) && taps >= 2 && taps <= 5,
+                  "conv_relu_pool: Winograd needs 2 to 5 taps, times a stride of at most 4, or 1 "
+                  "for gradients and dilated filters, and not float64");
 }
 
 ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {

@@ -29,14 +29,14 @@ struct GradientStrip {
     return fewer;
   }
 
-  // Rows [p0, p0 + rows) and columns [q0, q0 + width) of image n and filters [k0, k0 + K); zero
-  // where there is no output.
+  // That many rows from p0 on, row_step apart (1 unless together is), and columns [q0, q0 + width)
+  // of image n and filters [k0, k0 + K); zero where there is no output.
   template <class IO>
   void expand(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t p0, int64_t rows,
-              int64_t q0) const {
+              int64_t q0, int64_t row_step = 1) const {
     const ConvReLUPoolParams& p = *a.params;
     if (p.pool == Pool::kNone && q0 <= 0 && p.Q - q0 <= width) {
-      copy_rows<IO>(a, n, k0, p0, rows, -q0);
+      copy_rows<IO>(a, n, k0, p0, rows, -q0, row_step);
       return;
     }
     const int64_t span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
@@ -44,31 +44,35 @@ struct GradientStrip {
     const bool apart = p.pool_stride_h >= span_h && p.pool_stride_w >= span_w;
     const int64_t ph0 =
         max_of(0, ceil_div(max_of(0, p0 + p.pool_padding_h - span_h + 1), p.pool_stride_h));
-    const int64_t ph1 =
-        min_of(p.PH, p0 + rows - 1 + p.pool_padding_h < 0
-                         ? 0
-                         : (p0 + rows - 1 + p.pool_padding_h) / p.pool_stride_h + 1);
+    const int64_t last = p0 + (rows - 1) * row_step;
+    const int64_t ph1 = min_of(
+        p.PH, last + p.pool_padding_h < 0 ? 0 : (last + p.pool_padding_h) / p.pool_stride_h + 1);
     const int64_t positions = p.pool_h * p.pool_w;
     int64_t down[kMaxWindow], right[kMaxWindow];  // of a position, from the window's first
     for (int64_t i = 0; i < positions; i++) {
       down[i] = position_row(p, 0, i);
       right[i] = position_col(p, 0, i);
     }
-    const int64_t first_row = max_of(0, p0), end_row = min_of(p.P, p0 + rows);
+    const int64_t first_row = max_of(0, p0), last_row = min_of(p.P - 1, last);
     const int64_t first_col = max_of(0, q0), end_col = min_of(p.Q, q0 + width);
     fill_zero(strip, rows * width * step);
     for (int64_t ph = ph0; ph < ph1; ph++) {
       const int64_t staged = (ph - ph0) % together;
       if (staged == 0) pooled.template stage<IO>(a, n, k0, ph, min_of(ph + together, ph1));
+      T* line[kMaxWindow];  // of each position, null if its row is not of the strip
+      for (int64_t i = 0; i < positions; i++) {
+        const int64_t h = ph * p.pool_stride_h + down[i];
+        const bool inside = h >= first_row && h <= last_row && (h - p0) % row_step == 0;
+        line[i] = inside ? strip + (h - p0) / row_step * width * step : nullptr;
+      }
       for (int64_t pw = 0; pw < p.PW; pw++) {
         const T* gradient = pooled.grad + (staged * p.PW + pw) * K;
         const uint8_t* codes =
             a.codes ? a.codes + ((n * p.PH + ph) * p.PW + pw) * p.K + k0 : nullptr;
         T* to[kMaxWindow];  // of each position, null outside of the strip
         for (int64_t i = 0; i < positions; i++) {
-          const int64_t h = ph * p.pool_stride_h + down[i], w = pw * p.pool_stride_w + right[i];
-          const bool inside = h >= first_row && h < end_row && w >= first_col && w < end_col;
-          to[i] = inside ? strip + ((h - p0) * width + w - q0) * step : nullptr;
+          const int64_t w = pw * p.pool_stride_w + right[i];
+          to[i] = line[i] && w >= first_col && w < end_col ? line[i] + (w - q0) * step : nullptr;
         }
         if (p.pool == Pool::kMax) {
           add_maximum(gradient, codes, positions, apart, to);
@@ -83,10 +87,11 @@ struct GradientStrip {
   // Without a pool, rows go through the activation to their place.
   template <class IO>
   void copy_rows(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t p0, int64_t rows,
-                 int64_t first) const {
+                 int64_t first, int64_t row_step) const {
     const ConvReLUPoolParams& p = *a.params;
     const bool in_place = together == 1 && step == K;
-    const int64_t begin = min_of(rows, max_of(0, -p0)), end = max_of(begin, min_of(rows, p.P - p0));
+    const int64_t begin = min_of(rows, ceil_div(max_of(0, -p0), row_step));
+    const int64_t end = max_of(begin, min_of(rows, ceil_div(max_of(0, p.P - p0), row_step)));
     fill_zero(strip, begin * width * step);
     fill_zero(strip + end * width * step, (rows - end) * width * step);
     for (int64_t i = begin; i < end; i += together) {
@@ -95,7 +100,7 @@ struct GradientStrip {
       if (step > K) fill_zero(row, count * width * step);
       GradientRows<X> staged = pooled;
       if (in_place) staged.grad = row + first * step;
-      staged.template stage<IO>(a, n, k0, p0 + i, p0 + i + count);
+      staged.template stage<IO>(a, n, k0, p0 + i * row_step, p0 + i * row_step + count);
       for (int64_t j = 0; j < count; j++, row += width * step) {
         fill_zero(row, first * step);
         fill_zero(row + (first + p.Q) * step, (width - first - p.Q) * step);

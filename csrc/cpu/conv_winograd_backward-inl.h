@@ -16,17 +16,20 @@ struct WinogradInputPlan {
   using T = typename X::T;
   static constexpr int kOutputs = kPoints + 1 - kTaps;
 
-  int64_t C, K, filters;  // per group; filters is C rounded up to whole vectors
+  TileAxis rows, columns;  // of an image
+  int64_t C, K, filters;   // per group; filters is C rounded up to whole vectors
   int64_t tiles, tile_rows, unit_rows, units;
   int64_t v_plane, m_plane;
 
-  explicit WinogradInputPlan(const ConvBackwardArgs& a) {
+  explicit WinogradInputPlan(const ConvBackwardArgs& a)
+      : rows(kOutputs, a.params->dilation_h, a.params->H),
+        columns(kOutputs, a.params->dilation_w, a.params->W) {
     const ConvReLUPoolParams& p = *a.params;
     C = p.C / p.groups;
     K = p.K / p.groups;
     filters = round_up(C, X::kLanes);
-    tiles = ceil_div(p.W, kOutputs);
-    tile_rows = p.N * ceil_div(p.H, kOutputs);
+    tiles = columns.tiles;
+    tile_rows = p.N * rows.tiles;
     unit_rows = rows_of_unit<X>(tile_rows, tiles, K, p.groups, a.threads);
     units = p.groups * ceil_div(tile_rows, unit_rows);
     v_plane = plane_size(unit_rows * tiles * K);
@@ -47,8 +50,7 @@ struct WinogradInputScratch {
 
   WinogradInputScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
       : arena{static_cast<char*>(base)},
-        gradient(arena, p, plan.K, plan.K, kPoints, Plan::kOutputs * (plan.tiles - 1) + kPoints,
-                 1) {
+        gradient(arena, p, plan.K, plan.K, kPoints, plan.columns.span(kPoints), 1) {
     v = arena.take<T>(kPlanes * plan.v_plane);
     m = arena.take<T>(kPlanes * plan.m_plane);
     out = arena.take<T>(Plan::kOutputs * p.W * kFilterBlock<X>);
@@ -107,17 +109,19 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
     const WinogradInputPlan<X, kTaps> plan(a);
     const WinogradInputScratch<X, kTaps> s(p, plan, base);
     const Reduction reduction{1, 0, 1, 0, plan.K, 0, plan.K};
-    const int64_t image_rows = plan.tile_rows / p.N;
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
       const int64_t g = unit % p.groups, first = unit / p.groups * plan.unit_rows;
       const int64_t rows = min_of(plan.unit_rows, plan.tile_rows - first);
       for (int64_t i = 0; i < rows; i++) {
-        const int64_t n = (first + i) / image_rows, h0 = (first + i) % image_rows * kOutputs;
-        s.gradient.template expand<IO>(a, n, g * plan.K, h0 + p.padding_h - (p.R - 1), kPoints,
-                                       p.padding_w - (p.S - 1));
+        const int64_t n = (first + i) / plan.rows.tiles;
+        const int64_t h0 = plan.rows.first((first + i) % plan.rows.tiles);
+        s.gradient.template expand<IO>(a, n, g * plan.K,
+                                       h0 + p.padding_h - (p.R - 1) * p.dilation_h, kPoints,
+                                       p.padding_w - (p.S - 1) * p.dilation_w, p.dilation_h);
         for (int64_t t = 0; t < plan.tiles; t++) {
-          transform_input<X>(s.gradient.strip + kOutputs * t * plan.K, s.gradient.width * plan.K,
-                             plan.K, plan.K, s.v + (i * plan.tiles + t) * plan.K, plan.v_plane);
+          transform_input<X>(s.gradient.strip + plan.columns.first(t) * plan.K,
+                             s.gradient.width * plan.K, p.dilation_w * plan.K, plan.K,
+                             s.v + (i * plan.tiles + t) * plan.K, plan.v_plane);
         }
       }
       const auto* weight =
@@ -128,30 +132,31 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
         multiply<X, NV>(reduction, s.v, plan.v_plane, weight + c0 * kPlanes * plan.K,
                         plan.K * lanes, rows * plan.tiles, false, s.m, plan.m_plane);
         for (int64_t i = 0; i < rows; i++) {
-          const int64_t n = (first + i) / image_rows, h0 = (first + i) % image_rows * kOutputs;
-          const int64_t count = min_of(kOutputs, p.H - h0);
+          const int64_t n = (first + i) / plan.rows.tiles;
+          const int64_t h0 = plan.rows.first((first + i) % plan.rows.tiles);
+          const int64_t count = plan.rows.count(h0);
           const int64_t valid = min_of(lanes, plan.C - c0);
           const bool to_x = writes_to<X, IO>(a.grad_x, lanes, valid);
           typename X::T* out =
               to_x ? at<typename X::T>(a.grad_x, n, g * plan.C + c0, h0, 0) : s.out;
-          const int64_t row = to_x ? a.grad_x.stride[2] : p.W * lanes;
+          const int64_t row = to_x ? p.dilation_h * a.grad_x.stride[2] : p.W * lanes;
           const int64_t col = to_x ? a.grad_x.stride[3] : lanes;
           for (int64_t t = 0; t < plan.tiles; t++) {
-            const int64_t cols = min_of(kOutputs, p.W - kOutputs * t);
+            const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
             for (int v = 0; v < NV; v++) {
               typename X::V o[kOutputs][kOutputs];
               transform_output<X>(s.m + (i * plan.tiles + t) * lanes + v * X::kLanes, plan.m_plane,
                                   o);
-              typename X::T* to = out + kOutputs * t * col + v * X::kLanes;
+              typename X::T* to = out + col0 * col + v * X::kLanes;
               for_each_output<kOutputs, kOutputs>(count, cols, [&](int64_t r, int64_t j) {
-                X::store(to + r * row + j * col, o[r][j]);
+                X::store(to + r * row + j * p.dilation_w * col, o[r][j]);
               });
             }
           }
           for (int64_t r = 0; r < count && !to_x; r++) {
             copy_matrix<X>(s.out + r * p.W * lanes, lanes, 1,
-                           at<IO>(a.grad_x, n, g * plan.C + c0, h0 + r, 0), a.grad_x.stride[3],
-                           a.grad_x.stride[1], p.W, valid);
+                           at<IO>(a.grad_x, n, g * plan.C + c0, h0 + r * p.dilation_h, 0),
+                           a.grad_x.stride[3], a.grad_x.stride[1], p.W, valid);
           }
         }
       });
@@ -167,16 +172,18 @@ struct WinogradWeightPlan {
   using T = typename X::T;
   static constexpr int kOutputs = kPoints + 1 - kTaps;
 
-  int64_t C, K, filters;  // per group; filters is K rounded up to whole vectors
+  TileAxis rows, columns;  // of an image
+  int64_t C, K, filters;   // per group; filters is K rounded up to whole vectors
   int64_t tiles, tile_rows, batch_rows, batch_tiles;
   int64_t v_plane, w_plane;
 
-  explicit WinogradWeightPlan(const ConvReLUPoolParams& p) {
+  explicit WinogradWeightPlan(const ConvReLUPoolParams& p)
+      : rows(kOutputs, p.dilation_h, p.P), columns(kOutputs, p.dilation_w, p.Q) {
     C = p.C / p.groups;
     K = p.K / p.groups;
     filters = round_up(K, X::kLanes);
-    tiles = ceil_div(p.Q, kOutputs);
-    tile_rows = p.N * ceil_div(p.P, kOutputs);
+    tiles = columns.tiles;
+    tile_rows = p.N * rows.tiles;
     const int64_t most = tiles_at_a_time<X>(C + filters, kBatchTiles / 2, 2 * kBatchTiles);
     batch_rows = max_of(1, most / tiles);
     batch_rows = min_of(batch_rows, tile_rows);
@@ -201,8 +208,8 @@ struct WinogradWeightScratch {
 
   WinogradWeightScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
       : arena{static_cast<char*>(base)},
-        image(arena, p, plan.tiles),
-        gradient(arena, p, plan.K, plan.K, Plan::kOutputs, Plan::kOutputs * plan.tiles, 1) {
+        image(arena, p, plan.columns),
+        gradient(arena, p, plan.K, plan.K, Plan::kOutputs, plan.columns.span(Plan::kOutputs), 1) {
     v = arena.take<T>(kPlanes * plan.v_plane);
     w = arena.take<T>(kPlanes * plan.w_plane);
   }
@@ -242,33 +249,34 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
     const ConvReLUPoolParams& p = *a.params;
     const WinogradWeightPlan<X, kTaps> plan(p);
     const WinogradWeightScratch<X, kTaps> s(p, plan, base);
-    const int64_t image_rows = plan.tile_rows / p.N;
     T* sums = static_cast<T*>(a.partial_weight) + slot * p.groups * plan.group_size();
     T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
     for (int64_t row = row_begin; row < row_end; row += plan.batch_rows) {
       const int64_t rows = min_of(plan.batch_rows, row_end - row), tiles = rows * plan.tiles;
       for (int64_t g = 0; g < p.groups; g++) {
         for (int64_t i = 0; i < rows; i++) {
-          const int64_t n = (row + i) / image_rows, p0 = (row + i) % image_rows * kOutputs;
+          const int64_t n = (row + i) / plan.rows.tiles;
+          const int64_t p0 = plan.rows.first((row + i) % plan.rows.tiles);
           s.image.template transform_row<IO>(a.x, n, g, p0, s.v + i * plan.tiles * plan.C,
                                              plan.v_plane);
-          s.gradient.template expand<IO>(a, n, g * plan.K, p0, kOutputs, 0);
+          s.gradient.template expand<IO>(a, n, g * plan.K, p0, kOutputs, 0, p.dilation_h);
           if (bias) {
             add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K, plan.K,
                                  bias + g * plan.K);
           }
           for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
             constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
+            const int64_t row_step = s.gradient.width * plan.K, col_step = p.dilation_w * plan.K;
             for (int64_t t = 0; t < plan.tiles; t++) {
               for (int64_t k = 0; k < kLanes; k += X::kLanes) {
-                const T* from = s.gradient.strip + kOutputs * t * plan.K + k0 + k;
+                const T* from = s.gradient.strip + plan.columns.first(t) * plan.K + k0 + k;
                 T* to = s.w + k0 * tiles + (i * plan.tiles + t) * kLanes + k;
-                const int64_t row = s.gradient.width * plan.K, left = plan.K - k0 - k;
+                const int64_t left = plan.K - k0 - k;
                 if (left >= X::kLanes) {
-                  transform_filter<X, kOutputs, true>(from, row, plan.K, kOutputs, kOutputs,
+                  transform_filter<X, kOutputs, true>(from, row_step, col_step, kOutputs, kOutputs,
                                                       X::kLanes, to, plan.w_plane);
                 } else {
-                  transform_filter<X, kOutputs, false>(from, row, plan.K, kOutputs, kOutputs,
+                  transform_filter<X, kOutputs, false>(from, row_step, col_step, kOutputs, kOutputs,
                                                        static_cast<int>(max_of(0, left)), to,
                                                        plan.w_plane);
                 }

@@ -1,12 +1,13 @@
 // Forward of conv_relu_pool by Winograd's algorithm (winograd-inl.h), fused with bias, activation
 // and pool: neither the transformed input nor the convolution's output ever leaves the cache.
 //
-// Work is cut into bands, a few pooled rows of an image that rows of tiles cover. 2 x 2 windows
-// that tiles hold whole are pooled in registers, as is no pool at all; other windows are pooled
-// from a band's convolution rows. A unit of work is a group and a number of bands, counted through
-// all images: its tiles are transformed into V [36][tiles][channels]; then for one block of filters
-// after the other, 36 small matrix products with U [36][channels][lanes] give M [36][tiles][lanes],
-// which is transformed, pooled and stored while it is warm.
+// Work is cut into bands, a few pooled rows of an image that rows of tiles cover; without a pool, a
+// row of tiles each. 2 x 2 windows that tiles hold whole are pooled in registers, as is no pool at
+// all; other windows are pooled from a band's convolution rows. A unit of work is a group and a
+// number of bands, counted through all images: its tiles are transformed into V
+// [36][tiles][channels]; then for one block of filters after the other, 36 small matrix products
+// with U [36][channels][lanes] give M [36][tiles][lanes], which is transformed, pooled and stored
+// while it is warm.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -23,6 +24,7 @@ struct WinogradForwardPlan {
   int64_t K, channels, filters;  // per group; filters is K rounded up to whole vectors
   int64_t span_h;                // convolution rows under one pooled row
   bool in_tile, unpooled;        // neither: windows are pooled from convolution rows
+  TileAxis rows, columns;        // of an image
   int64_t tiles;                 // of a row of tiles
   int64_t band_rows, band_tiles,
       bands;  // pooled rows and rows of tiles of a band; bands of an image
@@ -30,22 +32,26 @@ struct WinogradForwardPlan {
   int64_t batch_rows;        // rows of tiles of one product
   int64_t v_plane, m_plane;  // elements from one of the 36 points to the next
 
-  explicit WinogradForwardPlan(const ConvForwardArgs& a) {
+  // Tiles that pool in registers need not reach beyond the last window.
+  static bool pools_in_tile(const ConvReLUPoolParams& p) {
+    return kOutputs % 2 == 0 && whole_2x2_windows(p) && p.dilation_h == 1 && p.dilation_w == 1;
+  }
+
+  explicit WinogradForwardPlan(const ConvForwardArgs& a)
+      : in_tile(pools_in_tile(*a.params)),
+        rows(kOutputs, a.params->dilation_h, a.params->P),
+        columns(kOutputs, a.params->dilation_w, in_tile ? 2 * a.params->PW : a.params->Q) {
     const ConvReLUPoolParams& p = *a.params;
     K = p.K / p.groups;
     channels = p.C / p.groups * p.stride_h * p.stride_w;
     filters = round_up(K, X::kLanes);
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     unpooled = p.pool == Pool::kNone;
-    in_tile = !unpooled && kOutputs % 2 == 0 && whole_2x2_windows(p);
-    tiles = ceil_div(in_tile ? 2 * p.PW : p.Q, kOutputs);
-    if (in_tile || unpooled) {
-      band_rows = in_tile ? kOutputs / 2 : kOutputs;
-      band_tiles = 1;
-    } else {
-      choose_band(p);
-    }
-    bands = ceil_div(p.PH, band_rows);
+    tiles = columns.tiles;
+    band_rows = in_tile ? kOutputs / 2 : kOutputs;
+    band_tiles = 1;
+    if (!in_tile && !unpooled) choose_band(p);
+    bands = unpooled ? rows.tiles : ceil_div(p.PH, band_rows);
     unit_bands = rows_of_unit<X>(p.N * bands, tiles * band_tiles, channels, p.groups, a.threads);
     units = p.groups * ceil_div(p.N * bands, unit_bands);
     batch_rows = min_of(max_of(1, kBatchTiles / tiles), unit_bands * band_tiles);
@@ -56,28 +62,29 @@ struct WinogradForwardPlan {
   int64_t weight_size() const { return kPlanes * channels * filters; }
   int64_t group_size() const { return weight_size() + filters; }
 
-  // As many pooled rows as waste the least of their rows of tiles.
+  // As many pooled rows as waste the least of their rows of tiles, which come in whole blocks.
   void choose_band(const ConvReLUPoolParams& p) {
     double best = 0;
-    for (int64_t n = 1;; n++) {
+    for (int64_t n = rows.step;; n += rows.step) {
       const int64_t room = n * kOutputs - span_h;
-      const int64_t rows = room < 0 ? 0 : min_of(room / p.pool_stride_h + 1, p.PH);
-      const double used = static_cast<double>(rows) / static_cast<double>(n);
+      const int64_t pooled = room < 0 ? 0 : min_of(room / p.pool_stride_h + 1, p.PH);
+      const double used = static_cast<double>(pooled) / static_cast<double>(n);
       if (used > best * 1.02) {
         best = used;
-        band_rows = rows;
+        band_rows = pooled;
         band_tiles = n;
       }
       const int64_t next =
-          (n + 1) * kOutputs * p.Q * kFilterBlock<X> * static_cast<int64_t>(sizeof(T));
-      if (best > 0 && (rows == p.PH || next > kRowBytes)) return;
+          (n + rows.step) * kOutputs * p.Q * kFilterBlock<X> * static_cast<int64_t>(sizeof(T));
+      if (best > 0 && (pooled == p.PH || next > kRowBytes)) return;
     }
   }
 };
 
-// A row of tiles of a unit: its image, its first convolution row, and the pooled rows of its band.
+// A row of tiles of a unit: its image, its first convolution row, the first pooled row of its band
+// and how many there are, dilation_h apart without a pool.
 struct TileRow {
-  int64_t n, row, ph0, ph1;
+  int64_t n, row, ph0, count;
   bool last;  // of its band
 };
 
@@ -95,7 +102,7 @@ struct WinogradForwardScratch {
   int64_t slots;
 
   WinogradForwardScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
-      : arena{static_cast<char*>(base)}, image(arena, p, plan.tiles) {
+      : arena{static_cast<char*>(base)}, image(arena, p, plan.columns) {
     v = arena.take<T>(kPlanes * plan.v_plane);
     m = arena.take<T>(kPlanes * plan.m_plane);
     slots = plan.band_tiles * plan.kOutputs;
@@ -157,41 +164,41 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
                                 const typename X::T* m, int64_t k, RowSink<X> sink) {
   constexpr int kOutputs = kPoints + 1 - kTaps;
   const ConvReLUPoolParams& p = *a.params;
-  const int64_t lanes = NV * X::kLanes, per_tile = plan.in_tile ? kOutputs / 2 : kOutputs;
-  const int64_t rows = at_row.ph1 - at_row.ph0;
+  const int64_t lanes = NV * X::kLanes, rows = at_row.count;
   sink.lanes = lanes;
   RowSink<X> sinks[kOutputs];
   for (int64_t i = 0; i < rows; i++) {
+    const int64_t ph = at_row.ph0 + i * p.dilation_h;
     sinks[i] = sink;
     sinks[i].row = s.out + i * p.PW * lanes;
-    sinks[i].codes =
-        a.codes ? a.codes + (at_row.n * p.PH + at_row.ph0 + i) * p.PW * p.K + k : nullptr;
+    sinks[i].codes = a.codes ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
   }
   for (int64_t t = 0; t < plan.tiles; t++) {
-    const int64_t col0 = per_tile * t, cols = min_of(per_tile, p.PW - col0);
+    const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
       transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
       if (plan.in_tile) {
         if constexpr (kOutputs % 2 == 0) {
-          for_each_output<kOutputs / 2, kOutputs / 2>(rows, cols, [&](int64_t i, int64_t j) {
+          for_each_output<kOutputs / 2, kOutputs / 2>(rows, cols / 2, [&](int64_t i, int64_t j) {
             typename X::V window[4] = {o[2 * i][2 * j], o[2 * i][2 * j + 1], o[2 * i + 1][2 * j],
                                        o[2 * i + 1][2 * j + 1]};
-            pool_window(p.pool, sinks[i], window, col0 + j, v);
+            pool_window(p.pool, sinks[i], window, col0 / 2 + j, v);
           });
         }
       } else {
         for_each_output<kOutputs, kOutputs>(rows, cols, [&](int64_t i, int64_t j) {
           auto value = o[i][j];
           if (sink.activate_first) value = sink.activated(value, v);
-          sinks[i].put(col0 + j, v, value, X::zero());
+          sinks[i].put(col0 + j * p.dilation_w, v, value, X::zero());
         });
       }
     }
   }
   for (int64_t i = 0; i < rows; i++) {
-    copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, at_row.n, k, at_row.ph0 + i, 0),
-                   a.y.stride[3], a.y.stride[1], p.PW, sink.valid);
+    const int64_t ph = at_row.ph0 + i * p.dilation_h;
+    copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, at_row.n, k, ph, 0), a.y.stride[3],
+                   a.y.stride[1], p.PW, sink.valid);
   }
 }
 
@@ -204,26 +211,26 @@ static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X
   constexpr int kOutputs = kPoints + 1 - kTaps;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes;
-  const int64_t rows = min_of(kOutputs, p.P - at_row.row);
+  const int64_t rows = plan.rows.count(at_row.row);
   const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
   sink.lanes = to_y ? a.y.stride[3] : lanes;
   typename X::T* to[kOutputs];
   for (int i = 0; i < kOutputs; i++) {
-    to[i] = s.conv + (at_row.row + i) % s.slots * p.Q * lanes;
+    to[i] = s.conv + (at_row.row + i * p.dilation_h) % s.slots * p.Q * lanes;
   }
   for (int64_t t = 0; t < plan.tiles; t++) {
-    const int64_t col0 = kOutputs * t, cols = min_of(kOutputs, p.Q - col0);
+    const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
       transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
       for_each_output<kOutputs, kOutputs>(rows, cols, [&](int64_t i, int64_t j) {
         auto value = o[i][j];
         if (sink.activate_first) value = sink.activated(value, v);
-        X::store(to[i] + (col0 + j) * lanes + v * X::kLanes, value);
+        X::store(to[i] + (col0 + j * p.dilation_w) * lanes + v * X::kLanes, value);
       });
     }
   }
-  for (int64_t ph = at_row.ph0; at_row.last && ph < at_row.ph1; ph++) {
+  for (int64_t ph = at_row.ph0; at_row.last && ph < at_row.ph0 + at_row.count; ph++) {
     sink.codes = a.codes ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
     sink.row = to_y ? at<typename X::T>(a.y, at_row.n, k, ph, 0) : s.out;
     pool_row<X, NV>(p, s.conv, s.slots, ph, sink);
@@ -237,17 +244,23 @@ static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X
 template <class X, int kTaps>
 static int64_t list_rows(const ConvReLUPoolParams& p, const WinogradForwardPlan<X, kTaps>& plan,
                          int64_t first, int64_t count, TileRow* rows) {
-  int64_t n = 0;
+  TileRow* to = rows;
   for (int64_t band = first; band < first + count; band++) {
-    const int64_t ph0 = band % plan.bands * plan.band_rows;
-    const int64_t ph1 = min_of(ph0 + plan.band_rows, p.PH);
+    const int64_t n = band / plan.bands, i = band % plan.bands;
+    if (plan.unpooled) {
+      const int64_t row = plan.rows.first(i);
+      *to++ = {n, row, row, plan.rows.count(row), true};
+      continue;
+    }
+    const int64_t ph0 = i * plan.band_rows, ph1 = min_of(ph0 + plan.band_rows, p.PH);
     const int64_t begin = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
     const int64_t end = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
-    for (int64_t row = begin; row < end; row += plan.kOutputs) {
-      rows[n++] = {band / plan.bands, row, ph0, ph1, row + plan.kOutputs >= end};
+    const TileAxis axis(plan.kOutputs, p.dilation_h, end - begin);
+    for (int64_t t = 0; t < axis.tiles; t++) {
+      *to++ = {n, begin + axis.first(t), ph0, ph1 - ph0, t == axis.tiles - 1};
     }
   }
-  return n;
+  return to - rows;
 }
 
 static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,

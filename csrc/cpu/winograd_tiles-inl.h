@@ -1,11 +1,56 @@
-// Where Winograd's tiles come from: rows of an image, or rows of the gradient at the convolution's
-// output. One row of tiles at a time is staged and transformed while it is in the cache.
+// Where Winograd's tiles lie, and where they come from: rows of an image, or rows of the gradient
+// at the convolution's output. One row of tiles at a time is staged and transformed while it is in
+// the cache.
+//
+// A convolution of dilation d is one of unit dilation on each of the lattices of every d-th row and
+// column, so the samples and outputs of a tile lie d apart.
 #pragma once
 
 #include "conv_gradient_strip-inl.h"
 #include "winograd-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
+
+// The tiles over one axis of `size` positions, of which a tile holds `held`, `step` apart: as many
+// tiles as the step side by side fill a block of neighbours.
+struct TileAxis {
+  int64_t held, step, size, tiles;
+
+  TileAxis(int64_t held, int64_t step, int64_t size) : held(held), step(step), size(size) {
+    const int64_t block = held * step;
+    tiles = size / block * step + min_of(size % block, step);
+  }
+
+  // The first position of tile t: all positions before it are those of the tiles before t.
+  int64_t first(int64_t t) const {
+    const int64_t before = step == 1 ? t : t / step * step;  // in whole blocks; spares a division
+    return t + before * (held - 1);
+  }
+
+  // How many positions of the tile that starts at `first` exist.
+  int64_t count(int64_t first) const {
+    return first + (held - 1) * step < size ? held : ceil_div(size - first, step);
+  }
+
+  // The positions from the first tile's start to the last one's end, of so many samples a tile.
+  int64_t span(int64_t samples) const { return first(tiles - 1) + (samples - 1) * step + 1; }
+};
+
+// Every step-th row (axis 2) or column (axis 3) of an image of `size` of them, among them `first`,
+// which may lie in the padding.
+struct Lattice {
+  View4 x;
+  int64_t size, first;
+};
+
+template <class IO>
+static inline Lattice every(int64_t step, const View4& x, int axis, int64_t size, int64_t first) {
+  const int64_t phase = (first % step + step) % step;
+  Lattice lattice = {x, ceil_div(size - phase, step), (first - phase) / step};
+  lattice.x.data = static_cast<IO*>(x.data) + phase * x.stride[axis];
+  lattice.x.stride[axis] *= step;
+  return lattice;
+}
 
 // Tiles of x for F(m, kTaps). A convolution of stride s is a sum of s x s ones of unit stride, over
 // every s-th row and column of the padded image; they are staged as further channels,
@@ -16,17 +61,18 @@ struct ImageTiles {
   static constexpr int kOutputs = kPoints + 1 - kTaps;
 
   const ConvReLUPoolParams& p;
+  const TileAxis columns;
   int64_t C, stride, channels;  // of a group; channels of a tile
-  int64_t tiles, width;         // of a row; columns that they cover
+  int64_t width;                // columns that a row of tiles reads
   T *strip, *line;              // [6][width][channels], [stride * width][C]
 
-  ImageTiles(Arena& arena, const ConvReLUPoolParams& p, int64_t tiles)
+  ImageTiles(Arena& arena, const ConvReLUPoolParams& p, const TileAxis& columns)
       : p(p),
+        columns(columns),
         C(p.C / p.groups),
         stride(p.stride_h),
         channels(C * stride * stride),
-        tiles(tiles),
-        width(kOutputs * (tiles - 1) + kPoints) {
+        width(columns.span(kPoints)) {
     strip = arena.take<T>(kPoints * width * channels);
     line = arena.take<T>(stride > 1 ? stride * width * C : 0);
   }
@@ -34,29 +80,43 @@ struct ImageTiles {
   // The tiles whose first output lies in convolution row `row` of image n.
   template <class IO>
   void transform_row(const View4& x, int64_t n, int64_t g, int64_t row, T* v, int64_t plane) const {
-    const int64_t h0 = row * stride - p.padding_h, c0 = g * C;
+    const int64_t h0 = row * stride - p.padding_h, h1 = h0 + (kPoints - 1) * p.dilation_h;
+    const int64_t row_step = p.dilation_h * x.stride[2], col_step = p.dilation_w * x.stride[3];
+    const int64_t c0 = g * C;
     const bool in_place = stride == 1 && x.stride[1] == 1;
     if (stride > 1) {
       stage_strided<IO>(x, n, c0, h0);
     } else if (!in_place) {
-      stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0, kPoints, -p.padding_w, width, C, strip);
+      stage<IO>(x, n, c0, h0, -p.padding_w, 1, width);
     }
-    for (int64_t t = 0; t < tiles; t++, v += channels) {
-      const int64_t w0 = kOutputs * t - p.padding_w;
+    for (int64_t t = 0; t < columns.tiles; t++, v += channels) {
+      const int64_t col = columns.first(t);
+      const int64_t w0 = col - p.padding_w, w1 = w0 + (kPoints - 1) * p.dilation_w;
       if (!in_place) {
-        transform_input<X>(strip + kOutputs * t * channels, width * channels, channels, channels, v,
-                           plane);
-      } else if (h0 >= 0 && h0 + kPoints <= p.H && w0 >= 0 && w0 + kPoints <= p.W) {
-        prefetch(at<const IO>(x, n, c0, h0 + kPoints, w0), x.stride[2], x.stride[3]);
-        transform_input<X>(at<const IO>(x, n, c0, h0, w0), x.stride[2], x.stride[3], C, v, plane);
+        transform_input<X>(strip + col * channels, width * channels, p.dilation_w * channels,
+                           channels, v, plane);
+      } else if (h0 >= 0 && h1 < p.H && w0 >= 0 && w1 < p.W) {
+        const IO* first = at<const IO>(x, n, c0, h0, w0);
+        prefetch(first + kPoints * row_step, row_step, col_step);
+        transform_input<X>(first, row_step, col_step, C, v, plane);
       } else {
-        stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0, kPoints, w0, kPoints, C, strip);
+        stage<IO>(x, n, c0, h0, w0, p.dilation_w, kPoints);
         transform_input<X>(strip, kPoints * C, C, C, v, plane);
       }
     }
   }
 
-  // What the tile below reads beyond this one.
+  // The rows of a tile from h0 on, and `count` columns from w0 on, `step` apart.
+  template <class IO>
+  void stage(const View4& x, int64_t n, int64_t c0, int64_t h0, int64_t w0, int64_t step,
+             int64_t count) const {
+    const Lattice rows = every<IO>(p.dilation_h, x, 2, p.H, h0);
+    const Lattice cols = every<IO>(step, rows.x, 3, p.W, w0);
+    stage_strip<X, IO>(cols.x, rows.size, cols.size, n, c0, C, rows.first, kPoints, cols.first,
+                       count, C, strip);
+  }
+
+  // What the next tile of its lattice below reads beyond this one.
   template <class IO>
   void prefetch(const IO* x, int64_t row_step, int64_t col_step) const {
     constexpr int64_t kLine = 64 / sizeof(IO);

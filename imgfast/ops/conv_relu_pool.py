@@ -74,13 +74,13 @@ def conv_relu_pool(
         - Without gradients, packed weights are kept for the next call and used only if weight and
           bias are the same byte for byte, however they were changed; 256 MB at most.
         - Sums are accumulated in float32 for bfloat16 and float16.
-        - ``"auto"`` takes Winograd's algorithm where it pays: for 2 to 5 taps, or that many times a
-          stride of up to 4, in forward, and for the gradients of unit stride. Its error is larger
-          than the direct one's: on normal data up to 6e-5 of the convolution's standard deviation
-          against 3e-6, up to 1e-4 of a gradient's root mean square, and on any data below 5e-6 of a
-          picture's largest sum of ``|x| |weight|``. Of values that are equal but for rounding, any
-          may be the maximum. An infinity or NaN reaches the outputs beside it, within 6 of its row
-          and column, that share its tile.
+        - ``"auto"`` takes Winograd's algorithm where it pays: for 2 to 5 taps of any dilation, or
+          that many times a stride of up to 4 without one, in forward, and for the gradients of unit
+          stride. Its error is larger than the direct one's: on normal data up to 6e-5 of the
+          convolution's standard deviation against 3e-6, up to 1e-4 of a gradient's root mean
+          square, and on any data below 5e-6 of a picture's largest sum of ``|x| |weight|``. Of
+          values that are equal but for rounding, any may be the maximum. An infinity or NaN reaches
+          the outputs beside it, within 6 dilations of its row and column, that share its tile.
         - ``imgfast.benchmark = True``, like ``torch.backends.cudnn.benchmark``: for each new
           configuration (shapes, strides, dtype, required gradients, threads) the routes of
           ``"auto"`` that fit are timed on the very tensors, with the gradients that are required,

@@ -380,8 +380,8 @@ def _no_winograd(spec, dtype, weight_shape) -> str | None:
     if _is_depthwise(spec, weight_shape):
         return "depthwise filters have kernels of their own"
     stride = spec.stride[0]
-    if spec.stride != (stride, stride) or stride > 4 or spec.dilation != (1, 1):
-        return "Winograd is for strides of 1 to 4 without dilation"
+    if spec.stride != (stride, stride) or stride > (4 if spec.dilation == (1, 1) else 1):
+        return "Winograd is for strides of 1 to 4, and of 1 for dilated filters"
     if not 2 <= _winograd_taps(spec, weight_shape) <= 5:
         return "Winograd is for filters of 2 to 5 taps, times the stride"
     if dtype == torch.float64:
@@ -423,7 +423,7 @@ class _Costs:
     def __init__(self, spec, x_shape, weight_shape, needs_grad):
         self.images = x_shape[0] if len(x_shape) == 4 else 1
         self.outputs = 7 - _winograd_taps(spec, weight_shape)
-        self.stride = spec.stride[0]
+        self.stride, self.dilation = spec.stride[0], spec.dilation
         self.filters, self.channels = weight_shape[0] // spec.groups, weight_shape[1]
         self.area = weight_shape[2] * weight_shape[3]
         self.map = x_shape[-2:]
@@ -435,7 +435,7 @@ class _Costs:
         if spec.pool != "none":
             windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
             whole = windows == ((2, 2), (2, 2), (0, 0), (1, 1))
-            self.in_registers = whole and self.outputs % 2 == 0
+            self.in_registers = whole and self.outputs % 2 == 0 and spec.dilation == (1, 1)
             self.windows = self.windows // (spec.pool_stride[0] * spec.pool_stride[1])
             self.positions = spec.pool_size[0] * spec.pool_size[1]
         if spec.pool == "max":
@@ -472,7 +472,11 @@ class _Costs:
         return winograd < self.SPARSE * self._sparse()
 
     def _tiles(self, sizes) -> int:
-        return self.images * -(-sizes[0] // self.outputs) * -(-sizes[1] // self.outputs)
+        tiles = self.images
+        for size, step in zip(sizes, self.dilation, strict=True):  # as TileAxis counts them
+            block = self.outputs * step
+            tiles *= size // block * step + min(size % block, step)
+        return tiles
 
     def _winograd(self, sizes, channels, filters, of_channel, of_filter) -> float:
         return self._tiles(sizes) * (

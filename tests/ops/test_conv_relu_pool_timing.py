@@ -176,7 +176,7 @@ def test_threads_are_part_of_the_configuration(stopwatch):
 def test_candidates_are_the_routes_that_fit(stopwatch):
     x, weight, bias = fits_winograd()
     route(x, weight, bias, stride=3)
-    route(x, weight, bias, dilation=2)
+    route(x, weight, bias, stride=2, dilation=2)
     assert stopwatch.timed == [("direct", "stock")] * 2
     # Where the static rule prefers stock, the kernels may still be faster.
     few_filters = make(2, 16, 8, 8, 16, 3, 3, groups=8)

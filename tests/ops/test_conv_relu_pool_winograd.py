@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from ops.conv_cases import lay_out, stock
 
 import imgfast
@@ -27,7 +29,7 @@ def check_value(x, weight, bias, **options):
     y = imgfast.conv_relu_pool(x, weight, bias, algorithm="winograd", **options)
     wide = stock(x.double(), weight.double(), bias.double(), **options)
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(x.dtype, 0.0)
-    bare = {k: v for k, v in options.items() if k in ("padding", "groups", "stride")}
+    bare = {k: v for k, v in options.items() if k in ("padding", "groups", "stride", "dilation")}
     conv = F.conv2d(x.double(), weight.double(), **bare)
     bound = BOUND * conv.std() + rounding * wide.abs()
     assert y.dtype == x.dtype and y.stride() == stock(x, weight, bias, **options).stride()
@@ -194,6 +196,100 @@ def test_gradients_follow_the_codes():
         assert (a.double() - b).norm() <= 1e-3 * b.norm()  # a near tie may go to its other position
 
 
+# Tiles hold every d-th row and column, and d of them side by side a block of 4 d: maps of a part of
+# a block, a whole one, and some, also smaller than the dilation, where a tile holds one output.
+@pytest.mark.parametrize("pool", ["max", "none"])
+@pytest.mark.parametrize("dilation", [2, 3, 5, (1, 4), (3, 2)])
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (8, 16), (11, 13), (12, 33), (21, 24)])
+def test_dilated_map_sizes(height, width, dilation, pool):
+    for layout in ("nchw", "channels_last"):
+        tensors = normal(h=height, w=width, layout=layout)
+        options = {"padding": dilation, "dilation": dilation, "pool": pool}
+        check_value(*tensors, **options)
+        check_gradients(tensors, **options)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize(("taps", "dilation"), [(2, 3), (3, 2), (3, 6), (4, 2), (5, 3)])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_dilated_filters_and_windows(taps, dilation, window, layout):
+    tensors = normal(c=7, h=21, w=26, k=19, r=taps, layout=layout)
+    options = {"padding": dilation * (taps // 2), "dilation": dilation, **window}
+    check_value(*tensors, **options)
+    check_gradients(tensors, **options)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "transposed", "offset"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3, 6, (7, 0)])
+def test_dilated_layouts_dtypes_and_borders(padding, dtype, layout):
+    tensors = normal(c=20, h=17, w=15, dtype=dtype, layout=layout)
+    for pool in ("max", "none"):
+        options = {"padding": padding, "dilation": 3, "pool": pool, "activation": "leaky_relu"}
+        check_value(*tensors, **options)
+        check_gradients(tensors, **options)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 33])
+def test_dilated_groups_and_units(batch, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for pool in ("max", "avg", "none"):
+            tensors = normal(n=batch, c=32, k=48, groups=2)
+            options = {"padding": 2, "dilation": 2, "groups": 2, "pool": pool}
+            check_value(*tensors, **options)
+            check_gradients(tensors, **options)
+    finally:
+        torch.set_num_threads(before)
+
+
+@st.composite
+def dilated_configurations(draw):
+    pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
+    size = st.integers(1, 40)
+    shape = {
+        "n": pick(1, 2, 5),
+        "c": pick(1, 7, 16, 20),
+        "h": draw(size),
+        "w": draw(size),
+        "k": pick(1, 16, 19, 40),
+        "r": pick(1, 2, 3, 3, 3, 4, 5),
+        "s": pick(2, 3, 3, 3, 4, 5),
+        "layout": pick("nchw", "channels_last", "transposed", "offset"),
+    }
+    dilation = (pick(1, 2, 3, 4, 6, 12, 18), pick(1, 2, 3, 4, 6, 12, 18))
+    options = {
+        "dilation": dilation,
+        "padding": tuple(draw(st.integers(0, 2 * d)) for d in dilation),
+        "activation": pick("none", "relu", "leaky_relu"),
+    }
+    return shape, options | pick({"pool": "none"}, *WINDOWS)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+@given(dilated_configurations())
+def test_random_dilated_configurations(configuration):
+    """By the bound that holds for any data, as there may be but a few outputs."""
+    shape, options = configuration
+    x, weight, bias = normal(**shape)
+    try:
+        want = stock(x.double(), weight.double(), bias.double(), **options)
+    except RuntimeError:  # not a configuration: the filter or the window is too large
+        assume(False)
+    bare = {k: options[k] for k in ("padding", "dilation")}
+    scale = F.conv2d(x.double().abs(), weight.double().abs(), **bare).amax((1, 2, 3), keepdim=True)
+    y = imgfast.conv_relu_pool(x, weight, bias, algorithm="winograd", **options)
+    assert ((y.double() - want).abs() <= 5e-6 * scale + 1e-6 * want.abs()).all()
+    check_gradients((x, weight, bias), **options)
+
+
 @pytest.mark.parametrize("scaling", ["channels", "pictures", "offset", "tiny", "huge"])
 @pytest.mark.parametrize(("taps", "stride"), [(3, 1), (5, 1), (7, 2)])
 def test_badly_scaled_inputs(taps, stride, scaling):
@@ -220,7 +316,10 @@ def test_badly_scaled_inputs(taps, stride, scaling):
         ({"c": 3}, {"padding": 1}, "direct"),
         ({"h": 4, "w": 4}, {}, "direct"),  # 2 x 2 outputs: nothing is saved
         ({}, {"padding": 1, "stride": 5}, "direct"),
-        ({}, {"padding": 1, "dilation": 2}, "direct"),
+        ({}, {"padding": 2, "dilation": 2}, "winograd"),
+        ({}, {"padding": 12, "dilation": 12}, "direct"),  # one output a tile: nothing is saved
+        ({"c": 64, "k": 64, "h": 32, "w": 32}, {"padding": 12, "dilation": 12}, "winograd"),
+        ({}, {"padding": 2, "dilation": 2, "stride": 2}, "direct"),
         ({}, {"padding": 1, "pool_size": 3}, "winograd"),
         ({"r": 1}, {}, "direct"),
         ({"r": 5, "c": 64, "k": 64}, {"padding": 2}, "winograd"),
@@ -251,7 +350,7 @@ def test_route_of_gradients():
     ("options", "text"),
     [
         ({"stride": 5}, "strides of 1 to 4"),
-        ({"dilation": 2}, "without dilation"),
+        ({"stride": 2, "dilation": 2}, "1 for dilated filters"),
         ({"padding": 0, "ceil_mode": True}, None),
     ],
 )
