@@ -273,19 +273,27 @@ struct Tiles {
   }
 };
 
-template <class X, class IO, Targets kTargets>
-static void normalise_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
+// Calls function(logits, targets, first class, classes) for all of a batch's classes; targets are
+// those of probabilities.
+template <class X, class IO, Targets kTargets, class Function>
+static void for_each_block(const Tiles<X>& tiles, const Batch<X>& b, Function function) {
   const CrossEntropyArgs& a = tiles.a;
   const int64_t C = tiles.p.C, step = tiles.class_step(b);
   for (int64_t c0 = 0; c0 < C; c0 += step) {
     const int64_t count = min_of(step, C - c0);
-    const auto x = tiles.template read<IO>(a.logits, b, c0, count, tiles.logits);
     Planes<typename X::T> t{};
     if constexpr (kTargets == Targets::kProbability) {
       t = tiles.template read<IO>(a.probabilities, b, c0, count, tiles.targets);
     }
-    normalise_planes<X, kTargets>(terms, x, t, c0, count, b);
+    function(tiles.template read<IO>(a.logits, b, c0, count, tiles.logits), t, c0, count);
   }
+}
+
+template <class X, class IO, Targets kTargets>
+static void normalise_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
+  for_each_block<X, IO, kTargets>(tiles, b, [&](auto x, auto t, int64_t c0, int64_t count) {
+    normalise_planes<X, kTargets>(terms, x, t, c0, count, b);
+  });
 }
 
 // mass of a batch.
@@ -309,27 +317,20 @@ static void sum_probabilities_lanes(const LossTerms<X>& terms, const Tiles<X>& t
 
 template <class X, class IO, Targets kTargets>
 static void gradient_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
-  const CrossEntropyArgs& a = tiles.a;
-  const int64_t C = tiles.p.C, step = tiles.class_step(b);
-  for (int64_t c0 = 0; c0 < C; c0 += step) {
-    const int64_t count = min_of(step, C - c0);
-    const auto x = tiles.template read<IO>(a.logits, b, c0, count, tiles.logits);
-    Planes<typename X::T> t{};
-    if constexpr (kTargets == Targets::kProbability) {
-      t = tiles.template read<IO>(a.probabilities, b, c0, count, tiles.targets);
-    }
-    if (tiles.reads_in_place(b)) {
-      const auto out = tiles.place(a.grad_logits, b, c0);
-      if (a.streams && is_aligned<X>(out.data) && out.stride % X::kLanes == 0) {
-        gradient_planes<X, kTargets, true>(terms, x, t, c0, count, b, out);
-      } else {
-        gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, out);
-      }
-    } else {
+  const RowsView& view = tiles.a.grad_logits;
+  for_each_block<X, IO, kTargets>(tiles, b, [&](auto x, auto t, int64_t c0, int64_t count) {
+    if (!tiles.reads_in_place(b)) {
       gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, x);
-      move_tile<X, IO, false>(a.grad_logits, tiles.p, b, c0, count, tiles.interleave, x);
+      move_tile<X, IO, false>(view, tiles.p, b, c0, count, tiles.interleave, x);
+      return;
     }
-  }
+    const auto out = tiles.place(view, b, c0);
+    if (tiles.a.streams && is_aligned<X>(out.data) && out.stride % X::kLanes == 0) {
+      gradient_planes<X, kTargets, true>(terms, x, t, c0, count, b, out);
+    } else {
+      gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, out);
+    }
+  });
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA
