@@ -136,9 +136,9 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
       }
       if constexpr (kTargets == Targets::kSmoothedIndex) weighed = X::set1(b.smooth[i]);
     }
-    const int64_t y =
-        kTargets == Targets::kProbability ? 0 : max_of(0, static_cast<int64_t>(b.y[i]));
-    const V picked = kTargets == Targets::kProbability ? X::zero() : X::load(x + y, 1);
+    const int64_t y = kTargets == Targets::kProbability ? -1 : static_cast<int64_t>(b.y[i]);
+    // Only where it is needed below: here it is a cache miss that the whole row waits for.
+    const T picked = kSameType<IO, T> || y < 0 ? T(0) : widen(x[y]);
     const V maximum = X::set1(b.maximum[i]), total = X::set1(b.total[i]);
     const auto gradient = [&](V logits, int64_t c, int n) {
       V g = X::mul(total, exp_of_difference(X{}, X::sub(logits, maximum)));
@@ -161,9 +161,11 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
       const int n = static_cast<int>(p.C - c);
       X::store(out + c, gradient(X::load(x + c, n), c, n), n);
     }
-    if constexpr (kTargets != Targets::kProbability) {
-      // Anew: 1 - p must not be rounded twice in bfloat16, and x may be what has been written.
-      if (b.y[i] >= 0) X::store(out + y, X::sub(gradient(picked, y, 1), X::set1(b.hit[i])), 1);
+    if (y < 0) continue;
+    if constexpr (kSameType<IO, T>) {
+      out[y] -= b.hit[i];
+    } else {  // anew: 1 - p must not be rounded twice, and x may be what has been written
+      X::store(out + y, X::sub(gradient(X::set1(picked), y, 1), X::set1(b.hit[i])), 1);
     }
   }
 }
