@@ -356,6 +356,10 @@ def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
             return "stock is faster for few filters of 1 x 1"
         if weights >= 4096 and positions < (800 if weights >= 2**18 else 256):
             return "stock is faster for filters of 1 x 1 at few positions"
+    if spec.dilation != (1, 1) and channels >= 16:  # of fewer, stock's kernels do no less
+        costs = _Costs(spec, x_shape, weight_shape, needs_grad)
+        if costs.stock() < costs.ours(not _no_winograd(spec, dtype, weight_shape)):
+            return "stock is faster for dilated filters of which much lies in the padding"
     if needs_grad and (2048 * positions <= weights or (positions <= 16 and weights >= 4096)):
         return "stock is faster for gradients of few positions"
     return None
@@ -395,15 +399,12 @@ def _winograd(spec, dtype, x_shape, weight_shape, needs_grad) -> Winograd:
     passes = Winograd(0)
     if _no_winograd(spec, dtype, weight_shape):
         return passes
-    asked = spec.algorithm == "winograd"
     costs = _Costs(spec, x_shape, weight_shape, needs_grad)
-    if asked or costs.forward():
-        passes |= Winograd.FORWARD
-    if needs_grad and spec.stride == (1, 1):
-        if asked or costs.input():
-            passes |= Winograd.INPUT
-        if asked or costs.weight():
-            passes |= Winograd.WEIGHT
+    asked = spec.algorithm == "winograd"
+    for flag, (winograd, direct) in costs.passes().items():
+        possible = flag == Winograd.FORWARD or spec.stride == (1, 1)
+        if possible and (asked or winograd < direct):
+            passes |= flag
     return passes
 
 
@@ -418,6 +419,7 @@ class _Costs:
     READ, BATCH = 100, 48  # to read a transformed filter of one channel, once in so many tiles
     PACK = 25  # a tap of a direct filter
     SPARSE = 1.1  # a multiply-add in a sparse gradient
+    POOL = 100  # stock's pool in each pass, of one output of the convolution
     LIST = 6.7  # per tap of a channel, to add up the filters of one position; 64 filters at a time
 
     def __init__(self, spec, x_shape, weight_shape, needs_grad):
@@ -429,6 +431,15 @@ class _Costs:
         self.map = x_shape[-2:]
         self.needs_grad = needs_grad  # else filters are packed once, and kept
         self.conv = spec.conv_size(x_shape, weight_shape)
+        self.pooled = spec.pool != "none"
+        pads = spec.explicit_padding(weight_shape)
+        rows, cols = [
+            _taps_inside(*axis)
+            for axis in zip(
+                self.map, self.conv, weight_shape[2:], pads, spec.dilation, spec.stride, strict=True
+            )
+        ]
+        self.inside = rows * cols  # products of one channel and filter that lie inside an image
         self.in_registers = spec.pool == "none"
         self.density = 1.0  # of the gradient at the convolution's output
         self.windows, self.positions = self.conv[0] * self.conv[1], 1  # of an image, of a window
@@ -441,7 +452,24 @@ class _Costs:
         if spec.pool == "max":
             self.density = 1 / (spec.pool_stride[0] * spec.pool_stride[1])
 
-    def forward(self) -> bool:
+    def passes(self) -> dict:
+        """Of each pass, by Winograd's algorithm and directly."""
+        costs = {Winograd.FORWARD: self.forward()}
+        if self.needs_grad:
+            costs |= {Winograd.INPUT: self.input(), Winograd.WEIGHT: self.weight()}
+        return costs
+
+    def ours(self, winograd) -> float:
+        """Of all passes, each by the faster algorithm, or directly."""
+        return sum(min(costs) if winograd else costs[1] for costs in self.passes().values())
+
+    def stock(self) -> float:
+        """Of all passes over the dense gradient and the taps that lie inside the image."""
+        passes = 3 if self.needs_grad else 1
+        pool = self.POOL * self.conv[0] * self.conv[1] if self.pooled else 0
+        return passes * (self.inside * self.channels + pool) * self.images * _lanes(self.filters)
+
+    def forward(self) -> tuple[float, float]:
         depth, filters = self.channels * self.stride**2, _lanes(self.filters)
         to_output = self.TO_OUTPUT if self.in_registers else self.TO_ROWS
         winograd = self._winograd(self.conv, depth, filters, self.FROM_IMAGE, to_output)
@@ -450,9 +478,9 @@ class _Costs:
         if self.needs_grad:
             winograd += self.FILTER * depth * filters
             direct += self.PACK * self.area * self.channels * filters
-        return winograd < 0.9 * direct
+        return winograd, 0.9 * direct
 
-    def input(self) -> bool:
+    def input(self) -> tuple[float, float]:
         channels = _lanes(self.channels)
         winograd = self._winograd(
             self.map, self.filters, channels, self.FROM_GRADIENT, self.TO_OUTPUT
@@ -461,15 +489,15 @@ class _Costs:
         winograd += (self.FILTER + self.READ * reads) * self.filters * channels
         lists = self.images * self.windows * self.positions * -(-self.filters // 64)
         sparse = self.LIST * lists + self.PACK * self.filters
-        return winograd < self.SPARSE * self._sparse() + sparse * self.area * channels
+        return winograd, self.SPARSE * self._sparse() + sparse * self.area * channels
 
-    def weight(self) -> bool:
+    def weight(self) -> tuple[float, float]:
         filters = _lanes(self.filters)
         winograd = self._winograd(
             self.conv, _lanes(self.channels), filters, self.FROM_IMAGE, self.FROM_GRADIENT
         )
         winograd += self.SUMS * self.channels * filters
-        return winograd < self.SPARSE * self._sparse()
+        return winograd, self.SPARSE * self._sparse()
 
     def _tiles(self, sizes) -> int:
         tiles = self.images
@@ -488,6 +516,16 @@ class _Costs:
     def _sparse(self) -> float:
         gradients = self.images * self.density * self.conv[0] * self.conv[1] * self.filters
         return gradients * self.area * _lanes(self.channels)
+
+
+def _taps_inside(size, outputs, taps, pad, step, stride) -> int:
+    """Pairs of an output and a tap of its filter that reads the image, not the padding, along one
+    axis."""
+    inside = 0
+    for offset in [step * tap - pad for tap in range(taps)]:
+        end = min(outputs, (size - 1 - offset) // stride + 1)
+        inside += max(0, end - max(0, -(offset // stride)))
+    return inside
 
 
 def _lanes(count: int) -> int:
