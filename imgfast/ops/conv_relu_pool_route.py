@@ -1,12 +1,12 @@
 """Which code runs a conv_relu_pool: the arguments in canonical form, and the choice of a route."""
 
-import enum
 import os
 from typing import NamedTuple
 
 import torch
 
 from imgfast import _C
+from imgfast.ops.conv_relu_pool_costs import Costs, Winograd, winograd_taps
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
 
 POOLS = ("none", "max", "avg")  # in the order of csrc/conv_relu_pool.h, as are ACTIVATIONS
@@ -15,14 +15,6 @@ KERNELS = ("direct", "winograd")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/conv_relu_pool.h
 MAX_AVG_WINDOW = 8  # and of an average pool
-
-
-class Winograd(enum.IntFlag):
-    """Which passes run by Winograd's algorithm, as in csrc/conv_relu_pool.h."""
-
-    FORWARD = 1
-    INPUT = 2
-    WEIGHT = 4
 
 
 class Route(NamedTuple):
@@ -356,6 +348,10 @@ def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
             return "stock is faster for few filters of 1 x 1"
         if weights >= 4096 and positions < (800 if weights >= 2**18 else 256):
             return "stock is faster for filters of 1 x 1 at few positions"
+    if spec.dilation != (1, 1) and channels >= 16:  # of fewer, stock's kernels do no less
+        costs = Costs(spec, x_shape, weight_shape, needs_grad)
+        if costs.stock() < costs.ours(not _no_winograd(spec, dtype, weight_shape)):
+            return "stock is faster for dilated filters of which much lies in the padding"
     if needs_grad and (2048 * positions <= weights or (positions <= 16 and weights >= 4096)):
         return "stock is faster for gradients of few positions"
     return None
@@ -371,18 +367,13 @@ def _is_depthwise(spec, weight_shape) -> bool:
     return spec.groups > 1 and tuple(weight_shape[:2]) == (spec.groups, 1)
 
 
-def _winograd_taps(spec, weight_shape) -> int:
-    """Taps of one dimension of the unit-stride filters that a strided one falls into."""
-    return -(-max(weight_shape[2:]) // spec.stride[0])
-
-
 def _no_winograd(spec, dtype, weight_shape) -> str | None:
     if _is_depthwise(spec, weight_shape):
         return "depthwise filters have kernels of their own"
     stride = spec.stride[0]
     if spec.stride != (stride, stride) or stride > (4 if spec.dilation == (1, 1) else 1):
         return "Winograd is for strides of 1 to 4, and of 1 for dilated filters"
-    if not 2 <= _winograd_taps(spec, weight_shape) <= 5:
+    if not 2 <= winograd_taps(spec, weight_shape) <= 5:
         return "Winograd is for filters of 2 to 5 taps, times the stride"
     if dtype == torch.float64:
         return "float64 stays exact: Winograd is not"
@@ -395,108 +386,17 @@ def _winograd(spec, dtype, x_shape, weight_shape, needs_grad) -> Winograd:
     passes = Winograd(0)
     if _no_winograd(spec, dtype, weight_shape):
         return passes
+    costs = Costs(spec, x_shape, weight_shape, needs_grad)
     asked = spec.algorithm == "winograd"
-    costs = _Costs(spec, x_shape, weight_shape, needs_grad)
-    if asked or costs.forward():
-        passes |= Winograd.FORWARD
-    if needs_grad and spec.stride == (1, 1):
-        if asked or costs.input():
-            passes |= Winograd.INPUT
-        if asked or costs.weight():
-            passes |= Winograd.WEIGHT
+    for flag, (winograd, direct) in costs.passes().items():
+        possible = flag == Winograd.FORWARD or spec.stride == (1, 1)
+        if possible and (asked or winograd < direct):
+            passes |= flag
     return passes
 
 
-class _Costs:
-    """Multiply-adds of a lane of direct and Winograd's kernels for one group, everything else
-    counted as the multiply-adds that take the same time."""
-
-    PRODUCT = 1.1  # a multiply-add in a product of 36
-    FROM_IMAGE, FROM_GRADIENT = 350, 400  # to transform a tile of one channel
-    TO_OUTPUT, TO_ROWS = 200, 260  # of one filter, pooled in registers or in rows
-    FILTER, SUMS = 400, 900  # to transform a filter of one channel; sums of a weight gradient to it
-    READ, BATCH = 100, 48  # to read a transformed filter of one channel, once in so many tiles
-    PACK = 25  # a tap of a direct filter
-    SPARSE = 1.1  # a multiply-add in a sparse gradient
-    LIST = 6.7  # per tap of a channel, to add up the filters of one position; 64 filters at a time
-
-    def __init__(self, spec, x_shape, weight_shape, needs_grad):
-        self.images = x_shape[0] if len(x_shape) == 4 else 1
-        self.outputs = 7 - _winograd_taps(spec, weight_shape)
-        self.stride, self.dilation = spec.stride[0], spec.dilation
-        self.filters, self.channels = weight_shape[0] // spec.groups, weight_shape[1]
-        self.area = weight_shape[2] * weight_shape[3]
-        self.map = x_shape[-2:]
-        self.needs_grad = needs_grad  # else filters are packed once, and kept
-        self.conv = spec.conv_size(x_shape, weight_shape)
-        self.in_registers = spec.pool == "none"
-        self.density = 1.0  # of the gradient at the convolution's output
-        self.windows, self.positions = self.conv[0] * self.conv[1], 1  # of an image, of a window
-        if spec.pool != "none":
-            windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
-            whole = windows == ((2, 2), (2, 2), (0, 0), (1, 1))
-            self.in_registers = whole and self.outputs % 2 == 0 and spec.dilation == (1, 1)
-            self.windows = self.windows // (spec.pool_stride[0] * spec.pool_stride[1])
-            self.positions = spec.pool_size[0] * spec.pool_size[1]
-        if spec.pool == "max":
-            self.density = 1 / (spec.pool_stride[0] * spec.pool_stride[1])
-
-    def forward(self) -> bool:
-        depth, filters = self.channels * self.stride**2, _lanes(self.filters)
-        to_output = self.TO_OUTPUT if self.in_registers else self.TO_ROWS
-        winograd = self._winograd(self.conv, depth, filters, self.FROM_IMAGE, to_output)
-        winograd += self.READ * -(-self._tiles(self.conv) // self.BATCH) * depth * filters
-        direct = self.images * self.conv[0] * self.conv[1] * self.area * self.channels * filters
-        if self.needs_grad:
-            winograd += self.FILTER * depth * filters
-            direct += self.PACK * self.area * self.channels * filters
-        return winograd < 0.9 * direct
-
-    def input(self) -> bool:
-        channels = _lanes(self.channels)
-        winograd = self._winograd(
-            self.map, self.filters, channels, self.FROM_GRADIENT, self.TO_OUTPUT
-        )
-        reads = -(-self._tiles(self.map) // self.BATCH)
-        winograd += (self.FILTER + self.READ * reads) * self.filters * channels
-        lists = self.images * self.windows * self.positions * -(-self.filters // 64)
-        sparse = self.LIST * lists + self.PACK * self.filters
-        return winograd < self.SPARSE * self._sparse() + sparse * self.area * channels
-
-    def weight(self) -> bool:
-        filters = _lanes(self.filters)
-        winograd = self._winograd(
-            self.conv, _lanes(self.channels), filters, self.FROM_IMAGE, self.FROM_GRADIENT
-        )
-        winograd += self.SUMS * self.channels * filters
-        return winograd < self.SPARSE * self._sparse()
-
-    def _tiles(self, sizes) -> int:
-        tiles = self.images
-        for size, step in zip(sizes, self.dilation, strict=True):  # as TileAxis counts them
-            block = self.outputs * step
-            tiles *= size // block * step + min(size % block, step)
-        return tiles
-
-    def _winograd(self, sizes, channels, filters, of_channel, of_filter) -> float:
-        return self._tiles(sizes) * (
-            self.PRODUCT * 36 * channels * filters
-            + of_channel * _lanes(channels)
-            + of_filter * filters
-        )
-
-    def _sparse(self) -> float:
-        gradients = self.images * self.density * self.conv[0] * self.conv[1] * self.filters
-        return gradients * self.area * _lanes(self.channels)
-
-
-def _lanes(count: int) -> int:
-    """Whole vectors of 16."""
-    return -(-count // 16) * 16
-
-
 def _explain(spec, weight_shape, winograd, isa, needs_grad) -> str:
-    taps = _winograd_taps(spec, weight_shape)
+    taps = winograd_taps(spec, weight_shape)
     name = f"Winograd F({7 - taps}x{7 - taps}, {taps}x{taps})"
 
     def route(flag, otherwise):

@@ -93,9 +93,9 @@ def test_fastest_is_taken_and_remembered(winner, training, stopwatch, monkeypatc
 
 
 def test_passes_mixed_by_the_rule_compete_too(stopwatch, monkeypatch):
-    rule = "imgfast.ops.conv_relu_pool_route._Costs."
-    for name, pays in (("forward", True), ("input", False), ("weight", True)):
-        monkeypatch.setattr(rule + name, lambda self, pays=pays: pays)
+    rule = "imgfast.ops.conv_relu_pool_costs.Costs."
+    for name, costs in (("forward", (1, 2)), ("input", (2, 1)), ("weight", (1, 2))):
+        monkeypatch.setattr(rule + name, lambda self, costs=costs: costs)
     x, weight, bias = fits_winograd()
     route(x, weight, bias)  # inference has one pass, and nothing to mix
     tensors = [t.requires_grad_() for t in (x, weight, bias)]

@@ -9,7 +9,8 @@ from ops.conv_cases import lay_out, stock
 
 import imgfast
 from imgfast.ops.conv_relu_pool import _bind
-from imgfast.ops.conv_relu_pool_route import Winograd, spec_of
+from imgfast.ops.conv_relu_pool_costs import Winograd, taps_inside
+from imgfast.ops.conv_relu_pool_route import spec_of
 
 BOUND = 6e-5  # of the convolution's standard deviation, as the docstring of conv_relu_pool promises
 
@@ -317,8 +318,9 @@ def test_badly_scaled_inputs(taps, stride, scaling):
         ({"h": 4, "w": 4}, {}, "direct"),  # 2 x 2 outputs: nothing is saved
         ({}, {"padding": 1, "stride": 5}, "direct"),
         ({}, {"padding": 2, "dilation": 2}, "winograd"),
-        ({}, {"padding": 12, "dilation": 12}, "direct"),  # one output a tile: nothing is saved
-        ({"c": 64, "k": 64, "h": 32, "w": 32}, {"padding": 12, "dilation": 12}, "winograd"),
+        ({"h": 48, "w": 48}, {"padding": 12, "dilation": 12}, "winograd"),  # whole tiles
+        ({"c": 8}, {"padding": 12, "dilation": 12}, "direct"),  # an output a tile: nothing is saved
+        ({"c": 64}, {"padding": 12, "dilation": 12}, "stock"),  # 8 of 9 taps lie in the padding
         ({}, {"padding": 2, "dilation": 2, "stride": 2}, "direct"),
         ({}, {"padding": 1, "pool_size": 3}, "winograd"),
         ({"r": 1}, {}, "direct"),
@@ -333,6 +335,17 @@ def test_badly_scaled_inputs(taps, stride, scaling):
 def test_route(shape, options, name):
     tensors = normal(**shape)
     assert imgfast.dispatch_info(*tensors, **options).name == name
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+@pytest.mark.parametrize("pad", [0, 2, 7])
+@pytest.mark.parametrize(("step", "stride"), [(1, 1), (2, 1), (6, 1), (3, 2)])
+def testtaps_inside(size, pad, step, stride):
+    if size + 2 * pad <= 2 * step:
+        pytest.skip("the filter is larger than the padded input")
+    x, weight = torch.ones(1, 1, size), torch.ones(1, 1, 3)
+    y = F.conv1d(x, weight, None, stride, pad, step)  # counts the taps of each output
+    assert taps_inside(size, y.numel(), 3, pad, step, stride) == y.sum().item()
 
 
 def test_route_of_gradients():
