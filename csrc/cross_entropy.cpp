@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/scalar.h"
 #include "empty.h"
@@ -292,8 +291,7 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, cons
     args.grad_loss = grad.data_ptr();
   }
 
-  Tensor grad_input = input.is_contiguous() ? empty(input.sizes(), input.scalar_type())
-                                            : torch::stable::empty_like(input);
+  Tensor grad_input = imgfast::empty_like(input);
   Tensor walked = grad_input;
   auto view = view_rows(grad_input);
   if (!view) {  // written in another layout first
@@ -301,9 +299,7 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, cons
     view = view_rows(walked);
   }
   args.grad_logits = *view;
-  const int64_t bytes = walked.numel() * walked.element_size();
-  args.streams = bytes >= kStreamedBytes;
-  cpu::prefer_huge_pages(walked.data_ptr(), bytes);
+  args.streams = walked.numel() * walked.element_size() >= kStreamedBytes;
 
   const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
   const int64_t chunk_rows = kernels.chunk_rows(args),

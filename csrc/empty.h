@@ -3,6 +3,7 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -34,6 +35,14 @@ inline torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef size
                                                          sizes.data(), strides.data(), code,
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   torch::stable::Tensor result(handle);
+  cpu::prefer_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+// Uninitialised, in the strides of `like` where those are dense.
+inline torch::stable::Tensor empty_like(const torch::stable::Tensor& like) {
+  if (like.is_contiguous()) return empty(like.sizes(), like.scalar_type());
+  torch::stable::Tensor result = torch::stable::empty_like(like);
   cpu::prefer_huge_pages(result.data_ptr(), result.numel() * result.element_size());
   return result;
 }

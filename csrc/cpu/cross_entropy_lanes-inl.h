@@ -63,7 +63,7 @@ static void normalise_block(const LossTerms<X>& terms, Planes<const typename X::
       }
     }
     if (c0) {
-      auto sums = block;
+      auto sums = RunningSums<X, kTargets>::nothing();
       sums.sum = X::load(b.sum + i);
       if constexpr (sums.kWeighs) {
         sums.dot = X::load(b.dot + i);
