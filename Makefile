@@ -49,6 +49,7 @@ format: $(VENV)/.installed
 
 # The operator tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer, in a package
 # of its own under build/asan. Python and torch are not instrumented: their leaks are not ours.
+# --capture=sys: what a sanitizer writes as it ends the process must not end with it.
 SANITIZE := build/asan
 SANITIZED_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(abspath $(SANITIZE))/package
@@ -57,7 +58,7 @@ sanitize: install
 	  -DPython3_EXECUTABLE=$(BIN)/python -DIMGFAST_SANITIZE=address,undefined
 	$(BIN)/cmake --build $(SANITIZE) --parallel $$($(BIN)/python build_backend/toolchain.py jobs)
 	ASAN_OPTIONS=detect_leaks=0 $(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
-	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -p no:cacheprovider $(PYTEST_ARGS)
+	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
 
 # --- environment: requirements of the build, then the build, then the package in place ------------
 

@@ -37,11 +37,12 @@ static inline F64::V exp_of_difference(F64, F64::V d) { return exp_of(F64{}, d);
 // is 1; polynomial of Cephes (S. Moshier).
 static inline F32::V log_of_sum(F32, F32::V a) {
   using X = F32;
-  typedef int32_t Bits __attribute__((vector_size(sizeof(X::V))));
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(X::V))));  // wraps, whatever a may be
+  typedef int32_t Ints __attribute__((vector_size(sizeof(X::V))));
   const Bits bits = (Bits)a;
-  const Bits exponent = (bits - 0x3f3504f3) >> 23;  // a / 2^exponent lies in [sqrt(1/2), sqrt(2))
+  const Ints exponent = (Ints)(bits - 0x3f3504f3u) >> 23;  // a / 2^it in [sqrt(1/2), sqrt(2))
   const X::V n = (X::V) __builtin_convertvector(exponent, X::V);
-  const X::V f = X::sub((X::V)(bits - (exponent << 23)), X::set1(1.0f));
+  const X::V f = X::sub((X::V)(bits - ((Bits)exponent << 23)), X::set1(1.0f));
   const X::V z = X::mul(f, f);
   static constexpr float kCephes[] = {-1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f,
                                       1.4249322787e-1f,  -1.6668057665e-1f, 2.0000714765e-1f,
