@@ -59,6 +59,12 @@ std::optional<cpu::RowsView> view_rows(const Tensor& x) {
   return view;
 }
 
+// The arguments that are no tensors, as the operators' schemas have them.
+struct Options {
+  int64_t reduction, ignore_index;
+  double label_smoothing, lam, z_loss;
+};
+
 // One call: its parameters, and the tensors in forms that can be walked, which the arguments point
 // into.
 struct Call {
@@ -66,51 +72,45 @@ struct Call {
   cpu::CrossEntropyArgs args{};
   ScalarType compute;
   int64_t rows;
+  std::vector<int64_t> row_sizes;  // of input, without its classes
   Tensor logits, target;
-  std::optional<Tensor> weight;
+  std::optional<Tensor> other_target, weight;
 
-  Call(const Tensor& input, const Tensor& given_target, const std::optional<Tensor>& given_weight,
-       int64_t reduction, int64_t ignore_index, double label_smoothing)
-      : logits(input), target(given_target) {
+  Call(const Tensor& input, const Tensor& given_target, const std::optional<Tensor>& given_other,
+       const std::optional<Tensor>& given_weight, const Options& options)
+      : logits(input), target(given_target), other_target(given_other) {
     STD_TORCH_CHECK(input.is_cpu() && target.is_cpu(),
                     "cross_entropy: input and target must be on the CPU");
-    STD_TORCH_CHECK(reduction >= 0 && reduction <= 2,
-                    "cross_entropy: reduction must be 0, 1 or 2, got ", reduction);
-    STD_TORCH_CHECK(label_smoothing >= 0 && label_smoothing <= 1,
-                    "cross_entropy: label_smoothing must be between 0 and 1, got ",
-                    label_smoothing);
+    take_options(options);
     const int64_t dim = input.dim();
     STD_TORCH_CHECK(dim >= 1, "cross_entropy: input must be [C] or [N, C, ...], got a scalar");
     const Sizes sizes = input.sizes();
     params.C = sizes[dim == 1 ? 0 : 1];
     params.num_classes = params.C;
     params.outer = params.inner = 1;
+    for (int64_t d = 0; d < dim; d++) {
+      if (d != (dim == 1 ? 0 : 1)) row_sizes.push_back(sizes[d]);
+    }
     if (dim >= 3) {
       for (int64_t d = 2; d < dim; d++) params.inner *= sizes[d];
     }
     (dim >= 3 && params.inner != 1 ? params.outer : params.inner) = dim == 1 ? 1 : sizes[0];
-    params.ignore_index = ignore_index;
-    params.label_smoothing = label_smoothing;
-    params.reduction = static_cast<Reduction>(reduction);
     rows = params.outer * params.inner;
     STD_TORCH_CHECK(params.C > 0 && params.C <= kMaxClasses,
                     "cross_entropy: input must have 1 to 2^24 classes, got ", params.C);
-    STD_TORCH_CHECK(ignore_index >= -kMaxClasses && ignore_index <= kMaxClasses,
-                    "cross_entropy: ignore_index must be within +-2^24, got ", ignore_index);
 
     args.params = &params;
     args.dtype = dtype_of(input, "cross_entropy", "input");
     compute = args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-    auto view = view_rows(logits);
-    if (!view) {
-      logits = torch::stable::contiguous(logits);
-      view = view_rows(logits);
-    }
-    args.logits = *view;
+    args.logits = walkable(logits);
     if (same_sizes(sizes, target.sizes())) {
-      take_probabilities();
+      STD_TORCH_CHECK(!other_target, "cross_entropy: a pair of targets must be classes");
+      STD_TORCH_CHECK(target.scalar_type() == input.scalar_type(),
+                      "cross_entropy: probability targets must have the dtype of input");
+      args.probabilities = walkable(target);
     } else {
-      take_classes();
+      args.target[0] = take_classes(target);
+      if (other_target) args.target[1] = take_classes(*other_target);
     }
     args.weight_sum = static_cast<double>(params.C);
     if (given_weight) take_weight(*given_weight);
@@ -119,61 +119,171 @@ struct Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  Tensor new_stats() const { return empty({{2 * rows + 1}}, compute); }
+  // [m, s, what the means divide by: each target's weights and rows, and with `correct` a number
+  // for each row].
+  Tensor new_stats(bool correct) const { return empty({{(correct ? 3 : 2) * rows + 4}}, compute); }
 
   void use_stats(const Tensor& stats) {
     STD_TORCH_CHECK(stats.is_cpu() && stats.scalar_type() == compute && stats.is_contiguous() &&
-                        stats.numel() == 2 * rows + 1,
+                        stats.numel() >= 2 * rows + 4,
                     "cross_entropy: stats must be those of the forward pass");
     char* data = static_cast<char*>(stats.data_ptr());
     args.maximum = data;
-    args.sum = data + rows * (compute == ScalarType::Double ? 8 : 4);
+    args.sum = data + rows * width();
+    divisors_ = data + 2 * rows * width();
+    if (stats.numel() > 2 * rows + 4) args.correct = data + (2 * rows + 4) * width();
   }
 
-  double divisor(const Tensor& stats) const {
-    return compute == ScalarType::Double ? static_cast<const double*>(stats.data_ptr())[2 * rows]
-                                         : static_cast<const float*>(stats.data_ptr())[2 * rows];
-  }
-
-  void set_divisor(const Tensor& stats, double value) const {
-    if (compute == ScalarType::Double) {
-      static_cast<double*>(stats.data_ptr())[2 * rows] = value;
-    } else {
-      static_cast<float*>(stats.data_ptr())[2 * rows] = static_cast<float>(value);
+  void set_divisors(const double (&weight)[2], const double (&count)[2]) {
+    for (int64_t k = 0; k < 2; k++) {
+      write(divisors_, compute, k, weight[k]);
+      write(divisors_, compute, 2 + k, count[k]);
     }
   }
 
-  // Throws what PyTorch's own kernel throws.
+  // What the rows' gradients are multiplied by, from the gradient at the reduced loss, or from 1.
+  void set_grad_scales(double grad) {
+    for (int64_t k = 0; k < params.num_targets; k++) {
+      const bool mean = params.reduction == Reduction::kMean;
+      args.grad_scale[k] = grad * params.lam[k] / (mean ? read(divisors_, k) : 1);
+      args.grad_z_scale[k] =
+          grad * params.lam[k] * params.z_loss / (mean ? read(divisors_, 2 + k) : 1);
+    }
+  }
+
+  // Of dtype, of the sums of all rows.
+  void write_reduced(const cpu::CrossEntropySums& sums, void* loss, ScalarType dtype) const {
+    double value = 0;
+    for (int64_t k = 0; k < params.num_targets; k++) {
+      const bool mean = params.reduction == Reduction::kMean;
+      double of_target = sums.loss[k] / (mean ? sums.weight[k] : 1);
+      if (params.z_loss != 0) {
+        of_target += params.z_loss * sums.square[k] / (mean ? sums.count[k] : 1);
+      }
+      value += params.lam[k] * of_target;
+    }
+    write(loss, dtype, 0, value);
+  }
+
+  // Sums what the means divide by, from the targets alone.
+  void sum_targets(cpu::CrossEntropySums& sums) const {
+    for (int64_t k = 0; args.target[0] && k < params.num_targets; k++) {
+      int64_t counted = 0;
+      for (int64_t row = 0; row < rows; row++) {
+        const int64_t y = args.target[k][row];
+        if (y == params.ignore_index) continue;
+        if (y < 0 || y >= params.C) check_target(row);
+        if (weight) sums.weight[k] += read(args.weight, y);
+        counted++;
+      }
+      if (!weight) sums.weight[k] = static_cast<double>(counted);
+      sums.count[k] = static_cast<double>(counted);
+    }
+    count_probabilities(sums);
+  }
+
+  // Their means are over all rows.
+  void count_probabilities(cpu::CrossEntropySums& sums) const {
+    if (!args.target[0]) sums.weight[0] = sums.count[0] = static_cast<double>(rows);
+  }
+
+  // The gradient at logits, of memory of its own in the strides of `like` where those are dense.
+  // Where it cannot be walked in those, it is written in another layout first.
+  struct Gradient {
+    Tensor result, walked;
+
+    Gradient(const Tensor& like, cpu::CrossEntropyArgs& args)
+        : result(imgfast::empty_like(like)), walked(result) {
+      auto view = view_rows(result);
+      if (!view) {
+        walked = empty(like.sizes(), like.scalar_type());
+        view = view_rows(walked);
+      }
+      args.grad_logits = *view;
+      args.streams = walked.numel() * walked.element_size() >= kStreamedBytes;
+    }
+
+    const Tensor& finish() {
+      if (walked.get() != result.get()) torch::stable::copy_(result, walked);
+      return result;
+    }
+  };
+
+  // Throws what PyTorch's own kernel throws, if there is a bad row.
   void check_target(int64_t bad_row) const {
-    if (bad_row < 0) return;
-    throw std::out_of_range("Target " + std::to_string(args.target[bad_row]) +
-                            " is out of bounds.");
+    for (int64_t k = 0; bad_row >= 0 && k < params.num_targets; k++) {
+      const int64_t y = args.target[k][bad_row];
+      if (y != params.ignore_index && (y < 0 || y >= params.C)) {
+        throw std::out_of_range("Target " + std::to_string(y) + " is out of bounds.");
+      }
+    }
   }
 
  private:
-  void take_classes() {
-    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long,
-                    "cross_entropy: class targets must be int64");
-    const Sizes sizes = logits.sizes();
-    std::vector<int64_t> expected;
-    for (int64_t d = 0; d < logits.dim(); d++) {
-      if (d != (logits.dim() == 1 ? 0 : 1)) expected.push_back(sizes[d]);
-    }
-    STD_TORCH_CHECK(same_sizes(Sizes(expected.data(), expected.size()), target.sizes()),
-                    "cross_entropy: target must have the shape of input without its classes");
-    if (!target.is_contiguous()) target = torch::stable::contiguous(target);
-    args.target = static_cast<const int64_t*>(target.data_ptr());
+  void* divisors_ = nullptr;
+
+  int64_t width() const { return compute == ScalarType::Double ? 8 : 4; }
+
+  double read(const void* data, int64_t i) const {
+    return compute == ScalarType::Double ? static_cast<const double*>(data)[i]
+                                         : static_cast<const float*>(data)[i];
   }
 
-  void take_probabilities() {
-    STD_TORCH_CHECK(target.scalar_type() == logits.scalar_type(),
-                    "cross_entropy: probability targets must have the dtype of input");
-    auto view = view_rows(target);
-    if (!view) {
-      target = torch::stable::contiguous(target);
-      view = view_rows(target);
+  static void write(void* data, ScalarType dtype, int64_t i, double value) {
+    switch (dtype) {
+      case ScalarType::Double:
+        static_cast<double*>(data)[i] = value;
+        break;
+      case ScalarType::BFloat16:
+        static_cast<BFloat16*>(data)[i] = to_bfloat16(static_cast<float>(value));
+        break;
+      case ScalarType::Half:
+        static_cast<Float16*>(data)[i] = to_float16(static_cast<float>(value));
+        break;
+      default:
+        static_cast<float*>(data)[i] = static_cast<float>(value);
     }
-    args.probabilities = *view;
+  }
+
+  void take_options(const Options& options) {
+    STD_TORCH_CHECK(options.reduction >= 0 && options.reduction <= 2,
+                    "cross_entropy: reduction must be 0, 1 or 2, got ", options.reduction);
+    STD_TORCH_CHECK(options.ignore_index >= -kMaxClasses && options.ignore_index <= kMaxClasses,
+                    "cross_entropy: ignore_index must be within +-2^24, got ",
+                    options.ignore_index);
+    STD_TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1,
+                    "cross_entropy: label_smoothing must be between 0 and 1, got ",
+                    options.label_smoothing);
+    STD_TORCH_CHECK(options.lam >= 0 && options.lam <= 1,
+                    "cross_entropy: lam must be between 0 and 1, got ", options.lam);
+    STD_TORCH_CHECK(options.z_loss >= 0, "cross_entropy: z_loss must not be negative, got ",
+                    options.z_loss);
+    params.reduction = static_cast<Reduction>(options.reduction);
+    params.ignore_index = options.ignore_index;
+    params.label_smoothing = options.label_smoothing;
+    params.z_loss = options.z_loss;
+    params.num_targets = other_target ? 2 : 1;
+    params.lam[0] = other_target ? options.lam : 1;
+    params.lam[1] = 1 - params.lam[0];
+  }
+
+  // A view of the tensor, which is replaced by a dense one if it has none.
+  static cpu::RowsView walkable(Tensor& tensor) {
+    auto view = view_rows(tensor);
+    if (!view) {
+      tensor = torch::stable::contiguous(tensor);
+      view = view_rows(tensor);
+    }
+    return *view;
+  }
+
+  const int64_t* take_classes(Tensor& given) const {
+    STD_TORCH_CHECK(given.is_cpu() && given.scalar_type() == ScalarType::Long,
+                    "cross_entropy: class targets must be int64 on the CPU");
+    STD_TORCH_CHECK(same_sizes(Sizes(row_sizes.data(), row_sizes.size()), given.sizes()),
+                    "cross_entropy: target must have the shape of input without its classes");
+    if (!given.is_contiguous()) given = torch::stable::contiguous(given);
+    return static_cast<const int64_t*>(given.data_ptr());
   }
 
   void take_weight(const Tensor& given) {
@@ -184,10 +294,7 @@ struct Call {
     args.weight = weight->data_ptr();
     if (params.label_smoothing == 0) return;
     args.weight_sum = 0;
-    for (int64_t c = 0; c < params.C; c++) {
-      args.weight_sum += compute == ScalarType::Double ? static_cast<const double*>(args.weight)[c]
-                                                       : static_cast<const float*>(args.weight)[c];
-    }
+    for (int64_t c = 0; c < params.C; c++) args.weight_sum += read(args.weight, c);
   }
 };
 
@@ -210,96 +317,117 @@ void for_chunks(const cpu::CrossEntropyArgs& args, int64_t rows, int64_t chunk_r
   }
 }
 
-std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target,
-                                         const std::optional<Tensor>& weight, int64_t reduction,
-                                         int64_t ignore_index, double label_smoothing,
-                                         bool float_loss) {
-  Call call(input, target, weight, reduction, ignore_index, label_smoothing);
+// The loss and stats; and the gradient at input if there is to be one.
+std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
+    const Tensor& input, const Tensor& target, const std::optional<Tensor>& other_target,
+    const std::optional<Tensor>& weight, const Options& options, bool float_loss, bool correct,
+    bool with_gradient) {
+  Call call(input, target, other_target, weight, options);
   cpu::CrossEntropyArgs& args = call.args;
+  STD_TORCH_CHECK(!correct || (args.target[0] && !other_target),
+                  "cross_entropy: correctness is of one class target");
   const bool reduced = call.params.reduction != Reduction::kNone;
   const ScalarType loss_dtype = float_loss ? call.compute : input.scalar_type();
   args.loss_dtype = float_loss && args.dtype != DType::kFloat64 ? DType::kFloat32 : args.dtype;
-
-  std::vector<int64_t> loss_sizes;
-  if (!reduced) {
-    const Sizes sizes = input.sizes();
-    for (int64_t d = 0; d < input.dim(); d++) {
-      if (d != (input.dim() == 1 ? 0 : 1)) loss_sizes.push_back(sizes[d]);
-    }
-  }
-  Tensor loss = empty(Sizes(loss_sizes.data(), loss_sizes.size()), loss_dtype);
-  Tensor stats = call.new_stats();
+  Tensor loss =
+      empty(Sizes(call.row_sizes.data(), reduced ? 0 : call.row_sizes.size()), loss_dtype);
+  Tensor stats = call.new_stats(correct);
   call.use_stats(stats);
   if (!reduced) args.loss = loss.data_ptr();
+
+  std::optional<Call::Gradient> gradient;
+  cpu::CrossEntropySums sums{};
+  if (with_gradient) {
+    gradient.emplace(input, args);
+    if (call.params.reduction == Reduction::kMean) {
+      call.sum_targets(sums);
+      call.set_divisors(sums.weight, sums.count);
+    }
+    call.set_grad_scales(1);
+    sums = {};
+  }
 
   const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
   const int64_t chunk_rows = kernels.chunk_rows(args),
                 chunks = (call.rows + chunk_rows - 1) / chunk_rows;
-  std::vector<cpu::CrossEntropySums> sums(chunks);
+  std::vector<cpu::CrossEntropySums> parts(chunks);
   if (chunks > 0) {
     for_chunks(args, call.rows, chunk_rows, chunks,
                [&](int64_t chunk, int64_t begin, int64_t end, void* scratch) {
-                 sums[chunk] = kernels.forward(args, begin, end, scratch);
+                 parts[chunk] = kernels.forward(args, begin, end, scratch);
                });
   }
-  double total = 0, divisor = 0;
-  for (const cpu::CrossEntropySums& part : sums) {
+  for (const cpu::CrossEntropySums& part : parts) {
     call.check_target(part.bad_row);
-    total += part.loss;
-    divisor += part.weight;
-  }
-  if (!args.target) divisor = static_cast<double>(call.rows);
-  call.set_divisor(stats, divisor);
-  if (reduced) {
-    const double value = call.params.reduction == Reduction::kMean ? total / divisor : total;
-    switch (loss_dtype) {
-      case ScalarType::Double:
-        *static_cast<double*>(loss.data_ptr()) = value;
-        break;
-      case ScalarType::BFloat16:
-        *static_cast<BFloat16*>(loss.data_ptr()) = to_bfloat16(static_cast<float>(value));
-        break;
-      case ScalarType::Half:
-        *static_cast<Float16*>(loss.data_ptr()) = to_float16(static_cast<float>(value));
-        break;
-      default:
-        *static_cast<float*>(loss.data_ptr()) = static_cast<float>(value);
+    for (int64_t k = 0; k < call.params.num_targets; k++) {
+      sums.loss[k] += part.loss[k];
+      sums.weight[k] += part.weight[k];
+      sums.square[k] += part.square[k];
+      sums.count[k] += part.count[k];
     }
   }
+  call.count_probabilities(sums);
+  call.set_divisors(sums.weight, sums.count);
+  if (reduced) call.write_reduced(sums, loss.data_ptr(), loss_dtype);
+  return {loss, stats, gradient ? std::optional<Tensor>(gradient->finish()) : std::nullopt};
+}
+
+std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target,
+                                         const std::optional<Tensor>& other_target,
+                                         const std::optional<Tensor>& weight, int64_t reduction,
+                                         int64_t ignore_index, double label_smoothing, double lam,
+                                         double z_loss, bool float_loss, bool correct) {
+  auto [loss, stats, gradient] = run_forward(
+      input, target, other_target, weight, {reduction, ignore_index, label_smoothing, lam, z_loss},
+      float_loss, correct, false);
   return {loss, stats};
 }
 
-Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_with_gradient(
+    const Tensor& input, const Tensor& target, const std::optional<Tensor>& other_target,
+    const std::optional<Tensor>& weight, int64_t reduction, int64_t ignore_index,
+    double label_smoothing, double lam, double z_loss, bool float_loss, bool correct) {
+  auto [loss, stats, gradient] = run_forward(
+      input, target, other_target, weight, {reduction, ignore_index, label_smoothing, lam, z_loss},
+      float_loss, correct, true);
+  return {loss, stats, *gradient};
+}
+
+Tensor cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tensor>& grad_lse,
+                              const Tensor& input, const Tensor& target,
+                              const std::optional<Tensor>& other_target,
                               const std::optional<Tensor>& weight, const Tensor& stats,
-                              int64_t reduction, int64_t ignore_index, double label_smoothing) {
-  Call call(input, target, weight, reduction, ignore_index, label_smoothing);
+                              int64_t reduction, int64_t ignore_index, double label_smoothing,
+                              double lam, double z_loss) {
+  Call call(input, target, other_target, weight,
+            {reduction, ignore_index, label_smoothing, lam, z_loss});
   cpu::CrossEntropyArgs& args = call.args;
   call.use_stats(stats);
+  const auto dense = [&](const Tensor& given) {
+    const Tensor tensor =
+        given.scalar_type() == call.compute ? given : torch::stable::to(given, call.compute);
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  };
   const bool reduced = call.params.reduction != Reduction::kNone;
   STD_TORCH_CHECK(grad_loss.is_cpu() && grad_loss.numel() == (reduced ? 1 : call.rows),
                   "cross_entropy: grad_loss must have the shape of the loss");
-  Tensor grad = grad_loss.scalar_type() == call.compute
-                    ? grad_loss
-                    : torch::stable::to(grad_loss, call.compute);
-  if (!grad.is_contiguous()) grad = torch::stable::contiguous(grad);
+  const Tensor grad = dense(grad_loss);
   if (reduced) {
-    args.grad_scale = call.compute == ScalarType::Double
-                          ? *static_cast<const double*>(grad.data_ptr())
-                          : *static_cast<const float*>(grad.data_ptr());
-    if (call.params.reduction == Reduction::kMean) args.grad_scale /= call.divisor(stats);
+    call.set_grad_scales(call.compute == ScalarType::Double
+                             ? *static_cast<const double*>(grad.data_ptr())
+                             : *static_cast<const float*>(grad.data_ptr()));
   } else {
     args.grad_loss = grad.data_ptr();
+    call.set_grad_scales(1);
   }
-
-  Tensor grad_input = imgfast::empty_like(input);
-  Tensor walked = grad_input;
-  auto view = view_rows(grad_input);
-  if (!view) {  // written in another layout first
-    walked = empty(input.sizes(), input.scalar_type());
-    view = view_rows(walked);
+  std::optional<Tensor> of_lse;
+  if (grad_lse) {
+    STD_TORCH_CHECK(grad_lse->is_cpu() && grad_lse->numel() == call.rows,
+                    "cross_entropy: grad_lse must have a number for each row");
+    of_lse = dense(*grad_lse);
+    args.grad_lse = of_lse->data_ptr();
   }
-  args.grad_logits = *view;
-  args.streams = walked.numel() * walked.element_size() >= kStreamedBytes;
+  Call::Gradient gradient(input, args);
 
   const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
   const int64_t chunk_rows = kernels.chunk_rows(args),
@@ -312,14 +440,14 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, cons
                });
   }
   for (int64_t bad_row : bad_rows) call.check_target(bad_row);
-  if (walked.get() != grad_input.get()) torch::stable::copy_(grad_input, walked);
-  return grad_input;
+  return gradient.finish();
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(imgfast, CPU, m) {
   m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_with_gradient", TORCH_BOX(&cross_entropy_with_gradient));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
 }
 

@@ -10,6 +10,10 @@
 //
 // with e = label_smoothing and w = weight (1 where absent). "mean" divides the sum of the l by the
 // sum of the w_y of the rows that count, or by the number of rows if targets are probabilities.
+//
+// z_loss adds z lse^2 for every row that counts, whatever its weight, and its mean is over the
+// number of those rows; the gradient grows by 2 z lse softmax(x). A pair of class targets a, b has
+// the loss lam L(a) + (1 - lam) L(b), where L has been reduced as that of one target.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +34,9 @@ struct CrossEntropyParams {
   int64_t ignore_index;
   double label_smoothing;  // e, in [0, 1]
   Reduction reduction;
+  int64_t num_targets;  // 2 for a pair
+  double lam[2];        // of each target: 1, or lam and 1 - lam
+  double z_loss;
 };
 
 }  // namespace imgfast

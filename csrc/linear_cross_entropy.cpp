@@ -36,6 +36,7 @@ struct TileCall {
     n = logits.size(0);
     params.outer = 1, params.inner = n, params.C = logits.size(1);
     params.num_classes = num_classes;
+    params.num_targets = 1;
     params.label_smoothing = label_smoothing;
     STD_TORCH_CHECK(
         first_class >= 0 && params.C <= kMaxClasses && first_class + params.C <= num_classes,
@@ -60,7 +61,7 @@ struct TileCall {
                           target.dim() == 1 && target.size(0) == n,
                       "cross_entropy_tile: class targets must be int64 [", n, "]");
       dense_target = torch::stable::contiguous(target);
-      args.target = static_cast<const int64_t*>(dense_target->data_ptr());
+      args.target[0] = static_cast<const int64_t*>(dense_target->data_ptr());
     }
     if (weight) {
       STD_TORCH_CHECK(weight->is_cpu() && weight->scalar_type() == compute && weight->dim() == 1 &&

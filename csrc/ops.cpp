@@ -18,19 +18,30 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "bool need_x, bool need_weight, bool need_bias) -> (Tensor grad_x, Tensor grad_weight, "
       "Tensor grad_bias)");
 
-  // reduction: 0 none, 1 mean, 2 sum. stats, of the compute type (double for float64, else float),
-  // keeps for backward [maximum of every row, sum of exponentials of every row, divisor of the
-  // mean]: shape [2 * rows + 1]. float_loss: the loss of bfloat16 and float16 logits is float32, as
-  // under autocast.
+  // The second target is that of a pair, of which lam is the first's share. reduction: 0 none, 1
+  // mean, 2 sum. stats, of the compute type (double for float64, else float), keeps for backward
+  // [maximum of every row, sum of exponentials of every row, what the means divide by: each
+  // target's weights and rows]: shape [2 * rows + 4]; with `correct` follows for every row whether
+  // its target has the first of the largest logits, 1 or 0. float_loss: the loss of bfloat16 and
+  // float16 logits is float32, as under autocast.
   m.def(
-      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, "
-      "float label_smoothing, bool float_loss) -> (Tensor loss, Tensor stats)");
+      "cross_entropy(Tensor input, Tensor target, Tensor? other_target, Tensor? weight, "
+      "int reduction, int ignore_index, float label_smoothing, float lam, float z_loss, "
+      "bool float_loss, bool correct) -> (Tensor loss, Tensor stats)");
 
-  // The gradient at input, in the strides of input where those are dense.
+  // The gradient at input, in the strides of input where those are dense; grad_lse [rows] is the
+  // gradient at the log-sum-exps.
   m.def(
-      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
-      "Tensor stats, "
-      "int reduction, int ignore_index, float label_smoothing) -> Tensor grad_input");
+      "cross_entropy_backward(Tensor grad_loss, Tensor? grad_lse, Tensor input, Tensor target, "
+      "Tensor? other_target, Tensor? weight, Tensor stats, int reduction, int ignore_index, "
+      "float label_smoothing, float lam, float z_loss) -> Tensor grad_input");
+
+  // Both in one pass, of the gradient 1 at the loss, or at every row's loss.
+  m.def(
+      "cross_entropy_with_gradient(Tensor input, Tensor target, Tensor? other_target, "
+      "Tensor? weight, int reduction, int ignore_index, float label_smoothing, float lam, "
+      "float z_loss, bool float_loss, bool correct) "
+      "-> (Tensor loss, Tensor stats, Tensor grad_input)");
 
   // Cross-entropy over classes [first_class, first_class + c) of num_classes, for
   // linear_cross_entropy. logits [n, c] are dense; target is int64 [n], checked and negative for

@@ -107,7 +107,33 @@ class ConvReLUPool2d(torch.nn.Conv2d):
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """Equals :class:`torch.nn.CrossEntropyLoss` of the same arguments, by
-    :func:`imgfast.cross_entropy`."""
+    :func:`imgfast.cross_entropy`.
+
+    Args:
+        weight, size_average, ignore_index, reduce, reduction, label_smoothing: as in
+            :class:`torch.nn.CrossEntropyLoss`.
+        z_loss, return_lse, return_correct, grad_in_forward: as in :func:`imgfast.cross_entropy`.
+    """
+
+    def __init__(
+        self,
+        weight=None,
+        size_average=None,
+        ignore_index=-100,
+        reduce=None,
+        reduction="mean",
+        label_smoothing=0.0,
+        *,
+        z_loss=0.0,
+        return_lse=False,
+        return_correct=False,
+        grad_in_forward=False,
+    ):
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss = z_loss
+        self.return_lse = return_lse
+        self.return_correct = return_correct
+        self.grad_in_forward = grad_in_forward
 
     def forward(self, input, target):
         return cross_entropy(
@@ -117,6 +143,10 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            return_lse=self.return_lse,
+            return_correct=self.return_correct,
+            grad_in_forward=self.grad_in_forward,
         )
 
 

@@ -38,7 +38,7 @@ struct TargetsTag {
 template <class Function>
 static auto with_targets(const CrossEntropyArgs& a, Function function) {
   return with_dtype(a.dtype, [&](auto x, auto io) {
-    if (!a.target) return function(x, io, TargetsTag<Targets::kProbability>{});
+    if (!a.target[0]) return function(x, io, TargetsTag<Targets::kProbability>{});
     if (a.params->label_smoothing > 0) {
       return function(x, io, TargetsTag<Targets::kSmoothedIndex>{});
     }
@@ -71,6 +71,18 @@ static int64_t cross_entropy_scratch(const CrossEntropyArgs& a) {
   });
 }
 
+// The gradient of a batch whose targets have been read, and with probabilities whose mass is there.
+template <class X, class IO, Targets kTargets>
+static void write_gradient(const CrossEntropyArgs& a, const LossTerms<X>& terms,
+                           const CrossEntropyScratch<X>& s) {
+  start_gradients<X, kTargets>(a, terms, s.batch);
+  if (s.rows) {
+    gradient_rows<X, IO, kTargets>(a, terms, s.batch);
+  } else {
+    gradient_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
+  }
+}
+
 static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t begin, int64_t end,
                                               void* scratch) {
   return with_targets(a, [&](auto x, auto io, auto targets) {
@@ -79,12 +91,14 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
     constexpr Targets kTargets = decltype(targets)::value;
     const LossTerms<X> terms(a);
     CrossEntropyScratch<X> s(a, scratch);
-    CrossEntropySums sums{0, 0, -1};
+    CrossEntropySums sums{};
+    sums.bad_row = -1;
     for (int64_t row = begin; row < end; row += s.batch.n) {
       s.start(row, end);
       if constexpr (kTargets != Targets::kProbability) {
         sums.bad_row = read_targets(a, terms, s.batch);
         if (sums.bad_row >= 0) return sums;
+        if (a.params->num_targets > 1) pick_other<X, IO>(a, s.batch);
       }
       if (s.rows) {
         normalise_rows<X, IO, kTargets>(a, terms, s.batch);
@@ -92,7 +106,11 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
         normalise_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
       }
       finish_losses<X, IO, kTargets>(a, terms, s.batch, sums);
+      if (a.grad_logits.data) write_gradient<X, IO, kTargets>(a, terms, s);
+      if (a.correct && s.rows) mark_correct_rows<X, IO>(a, s.batch);
+      if (a.correct && !s.rows) mark_correct_lanes<X, IO>(s.tiles, s.batch);
     }
+    X::end_streams();
     return sums;
   });
 }
@@ -115,12 +133,7 @@ static int64_t cross_entropy_backward(const CrossEntropyArgs& a, int64_t begin, 
       } else {
         sum_probabilities_lanes<X, IO>(terms, s.tiles, s.batch);
       }
-      start_gradients<X, kTargets>(a, terms, s.batch);
-      if (s.rows) {
-        gradient_rows<X, IO, kTargets>(a, terms, s.batch);
-      } else {
-        gradient_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
-      }
+      write_gradient<X, IO, kTargets>(a, terms, s);
     }
     X::end_streams();
     return int64_t{-1};

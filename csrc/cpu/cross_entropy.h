@@ -16,30 +16,34 @@ struct RowsView {
 // "Compute type" is double for float64 and float for the others.
 struct CrossEntropyArgs {
   const CrossEntropyParams* params;
-  DType dtype;             // of logits, probabilities and grad_logits
-  RowsView logits;         // [outer, inner, C]
-  const int64_t* target;   // [rows], or null if the targets are probabilities
-  RowsView probabilities;  // [outer, inner, C], or null data
-  const void* weight;      // [C] of the compute type, or null
-  double weight_sum;       // of weight, C if there is none; for smoothing
-  void* maximum;           // [rows] of the compute type: m
-  void* sum;               // [rows] of the compute type: s
-  void* loss;              // forward: [rows] of loss_dtype, or null if the loss is reduced
+  DType dtype;               // of logits, probabilities and grad_logits
+  RowsView logits;           // [outer, inner, C]
+  const int64_t* target[2];  // [rows], the second of a pair; null if targets are probabilities
+  RowsView probabilities;    // [outer, inner, C], or null data
+  const void* weight;        // [C] of the compute type, or null
+  double weight_sum;         // of weight, C if there is none; for smoothing
+  void* maximum;             // [rows] of the compute type: m
+  void* sum;                 // [rows] of the compute type: s
+  void* loss;                // forward: [rows] of loss_dtype, or null if the loss is reduced
   DType loss_dtype;
-  const void*
-      grad_loss;  // backward: [rows] of the compute type, or null if it is grad_scale for every row
-  double grad_scale;
-  RowsView grad_logits;  // backward: [outer, inner, C]
-  bool streams;          // backward: grad_logits is too large to stay in the cache
-  int64_t first_class;   // tiles: targets count from here on; negative ones do not count
-  void* mass;            // tiles: [rows] of the compute type, as maximum and sum: the state
+  void* correct;           // forward: [rows] of the compute type, 1 or 0, or null
+  RowsView grad_logits;    // [outer, inner, C]; forward: null data if it is not wanted
+  bool streams;            // grad_logits is too large to stay in the cache
+  const void* grad_loss;   // [rows] of the compute type, or null if it is 1 for every row
+  const void* grad_lse;    // [rows] of the compute type, or null
+  double grad_scale[2];    // of grad_loss at the loss of each target
+  double grad_z_scale[2];  // and at lse^2
+  int64_t first_class;     // tiles: targets count from here on; negative ones do not count
+  void* mass;              // tiles: [rows] of the compute type, as maximum and sum: the state
   void* dot;
 };
 
-// What the rows of one call add up to.
+// What the rows of one call add up to, for each target.
 struct CrossEntropySums {
-  double loss;
-  double weight;  // of the targets of the rows that count
+  double loss[2];
+  double weight[2];  // w_y of the rows that count
+  double square[2];  // lse^2 of those, and their number: of z_loss, or 0
+  double count[2];
   int64_t
       bad_row;  // the first row whose target is not a class; nothing else is valid then. -1: none
 };

@@ -6,33 +6,45 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
+// A class target of each row.
+template <class T>
+struct ClassTargets {
+  T *y, *weight, *picked;  // [width] class or -1 if the row does not count; w_y or 0; x_y
+  T* hit;                  // backward: the gradient of -x_y
+};
+
 template <class X>
-struct Batch {
+struct Batch : ClassTargets<typename X::T> {  // the target, or the first of a pair
   using T = typename X::T;
   int64_t row, n;  // rows [row, row + n); arrays are valid up to whole vectors
 
-  T *y, *weight, *picked;         // [width] class or -1 if the row does not count; w_y or 0; x_y
+  ClassTargets<T> other;          // the second of a pair
   T *maximum, *sum, *dot, *mass;  // [width] the normaliser: see RunningSums
   T* loss;
-  T *total, *hit, *smooth;  // backward: gradients of exp(x - m), -x_y and -u_c x_c
-  int64_t size;             // bytes
+  T *total, *smooth;  // backward: gradients of exp(x - m) and of -u_c x_c
+  int64_t size;       // bytes
 
   Batch(int64_t width, Arena arena) : row(0), n(0) {
-    T** const arrays[] = {&y,    &weight, &picked, &maximum, &sum,   &dot,
-                          &mass, &loss,   &total,  &hit,     &smooth};
+    T** const arrays[] = {&this->y, &this->weight, &this->picked, &this->hit,    &maximum,
+                          &sum,     &dot,          &mass,         &loss,         &total,
+                          &smooth,  &other.y,      &other.weight, &other.picked, &other.hit};
     for (T** array : arrays) *array = arena.take<T>(round_up(width, X::kLanes));
     size = arena.used;
   }
+
+  const ClassTargets<T>& target(int64_t k) const { return k == 0 ? *this : other; }
 };
 
-// y and weight. Returns the first row whose target is not a class, or -1. Classes and ignore_index
-// are exact in T; a target that is not is beyond them, and stays there when it is rounded.
+// y and weight of target k. Returns the first row whose target is not a class, or -1. Classes and
+// ignore_index are exact in T; a target that is not is beyond them, and stays there when it is
+// rounded.
 template <class X>
-static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms,
+static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms, int64_t k,
                             const Batch<X>& b) {
   using T = typename X::T;
   using V = typename X::V;
-  const int64_t* target = a.target + b.row;
+  const int64_t* target = a.target[k] + b.row;
+  const ClassTargets<T>& of = b.target(k);
   const V ignored = X::set1(static_cast<T>(a.params->ignore_index));
   const V classes = X::set1(static_cast<T>(a.params->C));
   auto wrong = X::first(0);
@@ -43,8 +55,8 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
     const V looked_up = X::blend(ignores, X::zero(), y);
     wrong = X::either(wrong, X::either(X::gt(X::zero(), looked_up), X::ge(looked_up, classes)));
     const V none = X::set1(-1);
-    X::store(b.y + i, X::blend(X::first(left), X::blend(ignores, none, y), none));
-    X::store(b.weight + i,
+    X::store(of.y + i, X::blend(X::first(left), X::blend(ignores, none, y), none));
+    X::store(of.weight + i,
              X::blend(X::first(left), X::blend(ignores, X::zero(), X::set1(1)), X::zero()));
   }
   if (X::any(wrong)) {
@@ -54,46 +66,88 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
     }
   }
   for (int64_t i = 0; terms.weight && i < b.n; i++) {
-    if (b.y[i] >= 0) b.weight[i] = terms.weight[static_cast<int64_t>(b.y[i])];
+    if (of.y[i] >= 0) of.weight[i] = terms.weight[static_cast<int64_t>(of.y[i])];
   }
   return -1;
+}
+
+// Of all targets.
+template <class X>
+static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms,
+                            const Batch<X>& b) {
+  int64_t bad_row = -1;
+  for (int64_t k = 0; k < a.params->num_targets && bad_row < 0; k++) {
+    bad_row = read_targets(a, terms, k, b);
+  }
+  return bad_row;
+}
+
+// The logits of the second of a pair; those of the first are met on the way.
+template <class X, class IO>
+static void pick_other(const CrossEntropyArgs& a, const Batch<X>& b) {
+  using T = typename X::T;
+  for (int64_t i = 0; i < b.n; i++) {
+    const auto y = static_cast<int64_t>(b.other.y[i]);
+    const IO* x = row_of<const IO>(a.logits, *a.params, b.row + i);
+    b.other.picked[i] = y < 0 ? T(0) : widen(x[y * a.logits.class_stride]);
+  }
 }
 
 // The losses, from the normaliser and the picked logits; adds them up.
 template <class X, class IO, Targets kTargets>
 static void finish_losses(const CrossEntropyArgs& a, const LossTerms<X>& terms, const Batch<X>& b,
                           CrossEntropySums& sums) {
+  using T = typename X::T;
   using V = typename X::V;
-  V loss_sum = X::zero(), weight_sum = X::zero();
-  for (int64_t i = 0; i < b.n; i += X::kLanes) {
-    const V log_sum = log_of_sum(X{}, X::load(b.sum + i));
-    V loss;
-    if constexpr (kTargets == Targets::kProbability) {
-      loss = X::sub(X::mul(X::load(b.mass + i), log_sum), X::load(b.dot + i));
-    } else {
-      const V weight = X::load(b.weight + i);
-      weight_sum = X::add(weight_sum, weight);
-      loss = X::add(X::sub(X::load(b.maximum + i), X::load(b.picked + i)), log_sum);
-      loss = X::mul(X::mul(X::set1(terms.share), weight), loss);
-      if constexpr (kTargets == Targets::kSmoothedIndex) {
-        const V all = X::sub(X::mul(X::set1(terms.weight_sum), log_sum), X::load(b.dot + i));
-        loss = X::fma(X::set1(terms.smooth), all, loss);
+  const int64_t num_targets = a.params->num_targets;
+  for (int64_t k = 0; k < num_targets; k++) {
+    const ClassTargets<T>& of = b.target(k);
+    const V lam = X::set1(static_cast<T>(a.params->lam[k]));
+    V loss_sum = X::zero(), weight_sum = X::zero(), square_sum = X::zero(), count = X::zero();
+    for (int64_t i = 0; i < b.n; i += X::kLanes) {
+      const V log_sum = log_of_sum(X{}, X::load(b.sum + i));
+      auto counts = X::first(static_cast<int>(min_of(X::kLanes, b.n - i)));
+      V loss;
+      if constexpr (kTargets == Targets::kProbability) {
+        loss = X::sub(X::mul(X::load(b.mass + i), log_sum), X::load(b.dot + i));
+      } else {
+        const V weight = X::load(of.weight + i);
+        weight_sum = X::add(weight_sum, weight);
+        loss = X::add(X::sub(X::load(b.maximum + i), X::load(of.picked + i)), log_sum);
+        loss = X::mul(X::mul(X::set1(terms.share), weight), loss);
+        if constexpr (kTargets == Targets::kSmoothedIndex) {
+          const V all = X::sub(X::mul(X::set1(terms.weight_sum), log_sum), X::load(b.dot + i));
+          loss = X::fma(X::set1(terms.smooth), all, loss);
+        }
+        counts = X::ge(X::load(of.y + i), X::zero());
       }
-      loss = X::blend(X::ge(X::load(b.y + i), X::zero()), loss, X::zero());
+      loss = X::blend(counts, loss, X::zero());
+      loss_sum = X::add(loss_sum, loss);
+      if (terms.z != 0) {
+        const V lse = X::add(X::load(b.maximum + i), log_sum);
+        const V square = X::blend(counts, X::mul(lse, lse), X::zero());
+        square_sum = X::add(square_sum, square);
+        count = X::add(count, X::blend(counts, X::set1(1), X::zero()));
+        loss = X::fma(X::set1(terms.z), square, loss);
+      }
+      if (num_targets > 1) {
+        loss = X::mul(lam, loss);
+        if (k > 0) loss = X::add(X::load(b.loss + i), loss);
+      }
+      X::store(b.loss + i, loss);
     }
-    X::store(b.loss + i, loss);
-    const int left = static_cast<int>(min_of(X::kLanes, b.n - i));
-    loss_sum = X::add(loss_sum, left == X::kLanes ? loss : X::load(b.loss + i, left));
+    sums.loss[k] += static_cast<double>(X::sum(loss_sum));
+    sums.weight[k] += static_cast<double>(X::sum(weight_sum));
+    sums.square[k] += static_cast<double>(X::sum(square_sum));
+    sums.count[k] += static_cast<double>(X::sum(count));
   }
-  sums.loss += static_cast<double>(X::sum(loss_sum));
-  sums.weight += static_cast<double>(X::sum(weight_sum));
-  copy_into<X>(b.maximum, static_cast<typename X::T*>(a.maximum) + b.row, b.n);
-  copy_into<X>(b.sum, static_cast<typename X::T*>(a.sum) + b.row, b.n);
+  copy_into<X>(b.maximum, static_cast<T*>(a.maximum) + b.row, b.n);
+  copy_into<X>(b.sum, static_cast<T*>(a.sum) + b.row, b.n);
   if (!a.loss) return;
   if (a.loss_dtype == a.dtype) {
     copy_into<X>(b.loss, static_cast<IO*>(a.loss) + b.row, b.n);
   } else {
-    copy_into<X>(b.loss, static_cast<typename X::T*>(a.loss) + b.row, b.n);
+    copy_into<X>(b.loss, static_cast<T*>(a.loss) + b.row, b.n);
   }
 }
 
@@ -109,24 +163,45 @@ static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms
   copy_into<X>(static_cast<const T*>(a.sum) + b.row, b.sum, b.n);
   for (int64_t i = 0; i < b.n; i += X::kLanes) {
     const int left = static_cast<int>(min_of(X::kLanes, b.n - i));
-    const V grad = a.grad_loss ? X::load(static_cast<const T*>(a.grad_loss) + b.row + i, left)
-                               : X::set1(static_cast<T>(a.grad_scale));
-    V hit = grad, total;
-    if constexpr (kTargets == Targets::kProbability) {
-      total = X::mul(grad, X::load(b.mass + i));
-    } else {
-      const auto counts = X::ge(X::load(b.y + i), X::zero());
-      hit = X::mul(X::mul(grad, X::set1(terms.share)), X::load(b.weight + i));
-      hit = X::blend(counts, hit, X::zero());
-      total = hit;
-      if constexpr (kTargets == Targets::kSmoothedIndex) {
-        const V smooth = X::blend(counts, X::mul(grad, X::set1(terms.smooth)), X::zero());
-        X::store(b.smooth + i, smooth);
-        total = X::fma(smooth, X::set1(terms.weight_sum), total);
+    const V grad =
+        a.grad_loss ? X::load(static_cast<const T*>(a.grad_loss) + b.row + i, left) : X::set1(1);
+    const V sum = X::load(b.sum + i);
+    V total = X::zero(), smooth = X::zero(), twice_lse = X::zero();
+    if (terms.z != 0) {
+      twice_lse = X::add(X::load(b.maximum + i), log_of_sum(X{}, sum));
+      twice_lse = X::add(twice_lse, twice_lse);
+    }
+    for (int64_t k = 0; k < a.params->num_targets; k++) {
+      const ClassTargets<T>& of = b.target(k);
+      const V scaled = X::mul(grad, X::set1(static_cast<T>(a.grad_scale[k])));
+      auto counts = X::first(left);
+      V hit = scaled;
+      if constexpr (kTargets == Targets::kProbability) {
+        total = X::mul(hit, X::load(b.mass + i));
+      } else {
+        counts = X::ge(X::load(of.y + i), X::zero());
+        hit = X::mul(X::mul(hit, X::set1(terms.share)), X::load(of.weight + i));
+        hit = X::blend(counts, hit, X::zero());
+        total = X::add(total, hit);
+        if constexpr (kTargets == Targets::kSmoothedIndex) {
+          const V spread = X::mul(scaled, X::set1(terms.smooth));
+          smooth = X::add(smooth, X::blend(counts, spread, X::zero()));
+        }
+      }
+      X::store(of.hit + i, hit);
+      if (terms.z != 0) {
+        const V grad_square = X::mul(grad, X::set1(static_cast<T>(a.grad_z_scale[k])));
+        total = X::add(total, X::blend(counts, X::mul(grad_square, twice_lse), X::zero()));
       }
     }
-    X::store(b.hit + i, hit);
-    X::store(b.total + i, X::div(total, X::load(b.sum + i)));
+    if constexpr (kTargets == Targets::kSmoothedIndex) {
+      X::store(b.smooth + i, smooth);
+      total = X::fma(smooth, X::set1(terms.weight_sum), total);
+    }
+    if (a.grad_lse) {
+      total = X::add(total, X::load(static_cast<const T*>(a.grad_lse) + b.row + i, left));
+    }
+    X::store(b.total + i, X::div(total, sum));
   }
 }
 

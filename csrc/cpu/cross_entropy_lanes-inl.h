@@ -243,7 +243,7 @@ struct Tiles {
     while (!in_place && width > 4 * X::kLanes && width * p.C > kTileElements) width /= 2;
     classes = min_of(p.C, kTileElements / width);
     logits = arena.take<T>(classes * width);
-    targets = arena.take<T>(a.target ? 0 : classes * width);
+    targets = arena.take<T>(a.target[0] ? 0 : classes * width);
     size = arena.used;
     if (arena.base) interleave.prepare(in_place ? 0 : p.C);
   }
@@ -296,6 +296,29 @@ static void normalise_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, co
   });
 }
 
+// Whether the target's logit is the first of the largest. NaN is the first of none.
+template <class X, class IO>
+static void mark_correct_lanes(const Tiles<X>& tiles, const Batch<X>& b) {
+  using T = typename X::T;
+  using V = typename X::V;
+  T* const correct = b.mass;
+  for (int64_t i = 0; i < b.n; i++) {
+    correct[i] = b.y[i] >= 0 && b.picked[i] == b.maximum[i] && b.sum[i] == b.sum[i];
+  }
+  for_each_block<X, IO, Targets::kIndex>(tiles, b, [&](auto x, auto, int64_t c0, int64_t count) {
+    for (int64_t c = 0; c < count; c++) {
+      const V here = X::set1(static_cast<T>(c0 + c));
+      for (int64_t i = 0; i < b.n; i += X::kLanes) {
+        const V so_far = X::load(correct + i);
+        const V later = X::blend(X::gt(X::load(b.y + i), here), X::zero(), so_far);
+        const auto reaches = X::ge(X::load(x.data + c * x.stride + i), X::load(b.maximum + i));
+        X::store(correct + i, X::blend(reaches, later, so_far));
+      }
+    }
+  });
+  copy_into<X>(correct, static_cast<T*>(tiles.a.correct) + b.row, b.n);
+}
+
 // mass of a batch.
 template <class X, class IO>
 static void sum_probabilities_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles,
@@ -315,12 +338,24 @@ static void sum_probabilities_lanes(const LossTerms<X>& terms, const Tiles<X>& t
   }
 }
 
+// The gradient of the second of a pair's logits, which have a gradient already.
+template <class X>
+static void subtract_other(const Batch<X>& b, int64_t c0, int64_t classes,
+                           Planes<typename X::T> out) {
+  for (int64_t i = 0; i < b.n; i++) {
+    const int64_t c = static_cast<int64_t>(b.other.y[i]) - c0;
+    if (b.other.y[i] >= 0 && c >= 0 && c < classes) out.data[c * out.stride + i] -= b.other.hit[i];
+  }
+}
+
 template <class X, class IO, Targets kTargets>
 static void gradient_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
   const RowsView& view = tiles.a.grad_logits;
   for_each_block<X, IO, kTargets>(tiles, b, [&](auto x, auto t, int64_t c0, int64_t count) {
+    const bool pair = tiles.p.num_targets > 1;
     if (!tiles.reads_in_place(b)) {
       gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, x);
+      if (pair) subtract_other(b, c0, count, x);
       move_tile<X, IO, false>(view, tiles.p, b, c0, count, tiles.interleave, x);
       return;
     }
@@ -330,6 +365,7 @@ static void gradient_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, con
     } else {
       gradient_planes<X, kTargets, false>(terms, x, t, c0, count, b, out);
     }
+    if (pair) subtract_other(b, c0, count, out);
   });
 }
 

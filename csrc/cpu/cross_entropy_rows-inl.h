@@ -32,6 +32,20 @@ static typename X::T maximum_of(const IO* x, int64_t n, typename X::T maximum) {
   return X::max(X::max(X::max(m[0], m[1]), X::max(m[2], m[3])));
 }
 
+// Whether none of the n numbers at x reaches the maximum.
+template <class X, class IO>
+static bool first_of(const IO* x, int64_t n, typename X::T maximum) {
+  const auto m = X::set1(maximum);
+  auto reached = X::first(0);
+  int64_t c = 0;
+  for (; c + X::kLanes <= n; c += X::kLanes) reached = X::either(reached, X::ge(X::load(x + c), m));
+  if (c < n) {
+    const auto last = load_tail<X>(x + c, static_cast<int>(n - c), -__builtin_inff());
+    reached = X::either(reached, X::ge(last, m));
+  }
+  return !X::any(reached);
+}
+
 // u_c of classes [c, c + n), n <= kLanes; nothing beyond.
 template <class X, class IO, Targets kTargets>
 static inline typename X::V class_weights(const LossTerms<X>& terms, const IO* probabilities,
@@ -99,6 +113,18 @@ static void normalise_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
   }
 }
 
+// Whether the target's logit is the first of the largest. NaN is the first of none.
+template <class X, class IO>
+static void mark_correct_rows(const CrossEntropyArgs& a, const Batch<X>& b) {
+  using T = typename X::T;
+  T* correct = static_cast<T*>(a.correct) + b.row;
+  for (int64_t i = 0; i < b.n; i++) {
+    const IO* x = row_of<const IO>(a.logits, *a.params, b.row + i);
+    const bool largest = b.y[i] >= 0 && b.picked[i] == b.maximum[i] && b.sum[i] == b.sum[i];
+    correct[i] = largest && first_of<X>(x, static_cast<int64_t>(b.y[i]), b.maximum[i]);
+  }
+}
+
 // mass of a batch.
 template <class X, class IO>
 static void sum_probabilities_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
@@ -139,6 +165,8 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
     const int64_t y = kTargets == Targets::kProbability ? -1 : static_cast<int64_t>(b.y[i]);
     // Only where it is needed below: here it is a cache miss that the whole row waits for.
     const T picked = kSameType<IO, T> || y < 0 ? T(0) : widen(x[y]);
+    const int64_t other = a.params->num_targets > 1 ? static_cast<int64_t>(b.other.y[i]) : -1;
+    const T other_picked = kSameType<IO, T> || other < 0 ? T(0) : widen(x[other]);
     const V maximum = X::set1(b.maximum[i]), total = X::set1(b.total[i]);
     const auto gradient = [&](V logits, int64_t c, int n) {
       V g = X::mul(total, exp_of_difference(X{}, X::sub(logits, maximum)));
@@ -161,11 +189,22 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
       const int n = static_cast<int>(p.C - c);
       X::store(out + c, gradient(X::load(x + c, n), c, n), n);
     }
-    if (y < 0) continue;
-    if constexpr (kSameType<IO, T>) {
-      out[y] -= b.hit[i];
-    } else {  // anew: 1 - p must not be rounded twice, and x may be what has been written
-      X::store(out + y, X::sub(gradient(X::set1(picked), y, 1), X::set1(b.hit[i])), 1);
+    // Narrow types anew: 1 - p must not be rounded twice, and x may be what has been written.
+    if (y >= 0) {
+      if constexpr (kSameType<IO, T>) {
+        out[y] -= b.hit[i];
+      } else {
+        const T hit = other == y ? b.hit[i] + b.other.hit[i] : b.hit[i];
+        X::store(out + y, X::sub(gradient(X::set1(picked), y, 1), X::set1(hit)), 1);
+      }
+    }
+    if (other >= 0) {
+      if constexpr (kSameType<IO, T>) {
+        out[other] -= b.other.hit[i];
+      } else if (other != y) {
+        const V g = gradient(X::set1(other_picked), other, 1);
+        X::store(out + other, X::sub(g, X::set1(b.other.hit[i])), 1);
+      }
     }
   }
 }

@@ -117,13 +117,15 @@ struct LossTerms {
   T share;          // 1 - e
   T smooth;         // e / C
   T weight_sum;
+  T z;  // z_loss
 
   explicit LossTerms(const CrossEntropyArgs& a)
       : weight(static_cast<const T*>(a.weight)),
         share(static_cast<T>(1 - a.params->label_smoothing)),
         smooth(
             static_cast<T>(a.params->label_smoothing / static_cast<double>(a.params->num_classes))),
-        weight_sum(static_cast<T>(a.weight_sum)) {}
+        weight_sum(static_cast<T>(a.weight_sum)),
+        z(static_cast<T>(a.params->z_loss)) {}
 
   T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }
 

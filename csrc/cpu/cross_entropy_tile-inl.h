@@ -17,7 +17,7 @@ static void read_tile_targets(const CrossEntropyArgs& a, const LossTerms<X>& ter
                               const Batch<X>& b) {
   using T = typename X::T;
   for (int64_t i = 0; i < round_up(b.n, X::kLanes); i++) {
-    const int64_t target = i < b.n ? a.target[b.row + i] : -1, y = target - a.first_class;
+    const int64_t target = i < b.n ? a.target[0][b.row + i] : -1, y = target - a.first_class;
     const bool here = target >= 0 && y >= 0 && y < a.params->C;
     b.y[i] = here ? static_cast<T>(y) : T(-1);
     b.weight[i] = here ? terms.weight_of(y) : T(0);

@@ -1,9 +1,12 @@
 """cross_entropy: log-softmax and the negative log-likelihood as one operator."""
 
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 
 from imgfast.ops import cross_entropy_autograd as autograd
+from imgfast.ops import cross_entropy_stock as stock
 
 _REDUCTIONS = {"none": autograd.NONE, "mean": autograd.MEAN, "sum": autograd.SUM}
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
@@ -21,32 +24,55 @@ def cross_entropy(
     reduce=None,
     reduction="mean",
     label_smoothing=0.0,
+    *,
+    z_loss=0.0,
+    return_lse=False,
+    return_correct=False,
+    grad_in_forward=False,
 ):
     """Equals ``torch.nn.functional.cross_entropy`` of the same arguments, in one pass over
     ``input`` that stores no log-probabilities.
 
     For class targets ``nll_loss(log_softmax(input, 1), target)``, for probability targets
     ``-(target * log_softmax(input, 1)).sum(1)``, with ``weight`` and ``label_smoothing`` as in
-    :func:`torch.nn.functional.cross_entropy`.
+    :func:`torch.nn.functional.cross_entropy`. What comes after ``label_smoothing`` torch does not
+    have.
 
     Args:
         input: logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``; float32, float64, bfloat16 or
             float16. NCHW, channels_last and any strided rows are read in place.
         target: class indices ``[]``, ``[N]`` or ``[N, d1, ...]``, int64; or probabilities of the
-            shape and dtype of ``input``, which are differentiable.
+            shape and dtype of ``input``, which are differentiable. Or, for MixUp and CutMix,
+            ``(target_a, target_b, lam)`` with two targets of class indices and a number ``lam`` in
+            ``[0, 1]``: ``lam * cross_entropy(input, target_a, ...) + (1 - lam) *
+            cross_entropy(input, target_b, ...)`` in the same pass, each with a mean of its own.
         weight: ``[C]`` of the dtype of ``input``, a weight for every class, or None.
         size_average, reduce: deprecated in torch, and replaced by ``reduction``.
         ignore_index: the class target of rows that do not count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: in ``[0, 1]``, the share of the target that is spread over all classes.
+        z_loss: a factor ``z >= 0``; adds ``z * logsumexp(input, 1) ** 2`` to the loss of every row
+            that counts. It is not weighted by ``weight``, and its mean is over the rows that count.
+        return_lse: whether ``logsumexp(input, 1)`` is wanted too. It is differentiable.
+        return_correct: whether to tell too which rows are classified correctly; of class targets,
+            one for each row.
+        grad_in_forward: whether the gradient is to be computed with the loss, in the same pass,
+            and kept instead of ``input``: faster where backward is certain to follow. It can then
+            follow only once. No effect where anything but ``input`` needs a gradient, with
+            ``return_lse``, and under torch.compile.
 
     Returns:
         A scalar, or for ``"none"`` a loss per row in the shape of ``target``; of the dtype of
-        ``input``, float32 under autocast.
+        ``input``, float32 under autocast. If more is asked for, a tuple of the loss and, in this
+        order, the log-sum-exps (float32, or float64 for float64) and a bool for every row, each in
+        the shape of ``target``. A bool is true if the row counts and its target's logit is the
+        first of the largest, as by ``input.argmax(1) == target``; false if a logit is NaN or +inf.
 
     Raises:
         What torch.nn.functional.cross_entropy raises for the same arguments, word for word; so
         ``IndexError`` for a target that is no class.
+        ValueError: if ``lam`` or ``z_loss`` is out of range, or ``return_correct`` is asked of a
+            pair or of probabilities.
 
     Note:
         - Kept for backward: ``input``, ``target``, ``weight`` and two float32 numbers a row (the
@@ -58,82 +84,140 @@ def cross_entropy(
         - Deterministic: the same bits for the same arguments, whatever the number of threads.
         - NaN, infinities, and means over nothing give what torch gives.
         - Other devices, dtypes and tensor subclasses, empty inputs, ``torch.func`` transforms and
-          forward-mode derivatives run torch's own function.
+          forward-mode derivatives run torch's own functions.
 
     Source:
         M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (2018);
-        C. Szegedy et al., "Rethinking the Inception Architecture" (2016), eq. 3, for smoothing.
+        C. Szegedy et al., "Rethinking the Inception Architecture" (2016), eq. 3, for smoothing;
+        H. Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), for pairs;
+        A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways" (2022), section 5, for
+        z_loss.
     """
     if size_average is not None or reduce is not None:
         reduction = F._Reduction.legacy_get_string(size_average, reduce)
+    targets, lam = (target,), 1.0
+    if isinstance(target, tuple):
+        targets, lam = _pair(target)
+    if z_loss != 0 or return_correct:
+        _check_extras(input, targets, z_loss, return_correct)
     compiling = torch.compiler.is_compiling()
     float_loss = torch.is_autocast_enabled("cpu")
-    plain = compiling or _is_plain(input, target, weight)
-    if plain and float_loss:
-        input, target = _autocast(input, target)
+    plain = compiling or _is_plain(input, *targets, weight)
+    if plain and float_loss and len(targets) == 1:
+        input, *targets = _autocast(input, *targets)
     if not plain or not _has_kernel(
-        input, target, weight, ignore_index, reduction, label_smoothing, float_loss
+        input, targets, weight, ignore_index, reduction, label_smoothing, float_loss
     ):
-        return F.cross_entropy(
+        results = stock.run(
             input,
-            target,
+            targets,
+            lam,
             weight,
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            return_lse=return_lse,
+            return_correct=return_correct,
         )
-    call = torch.ops.imgfast.cross_entropy if compiling else autograd.run
-    loss = call(
-        input,
-        target,
-        weight,
+        return tuple(results) if len(results) > 1 else results[0]
+
+    target, other = targets if len(targets) > 1 else (*targets, None)
+    options = autograd.Options(
         _REDUCTIONS[reduction],
         ignore_index,
         label_smoothing if label_smoothing > 0 else 0.0,
-        float_loss,
+        lam,
+        z_loss,
     )
-    return loss[0] if compiling else loss
+    if compiling:
+        loss, stats = torch.ops.imgfast.cross_entropy(
+            input, target, other, weight, *options, float_loss, return_correct
+        )
+    else:
+        loss, stats = autograd.run(
+            input,
+            target,
+            other,
+            weight,
+            options,
+            float_loss,
+            return_lse,
+            return_correct,
+            grad_in_forward,
+        )
+    if not (return_lse or return_correct):
+        return loss
+    shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
+    rows = input.numel() // input.shape[1 if input.dim() > 1 else 0]
+    results = [loss]
+    if return_lse:
+        results.append((stats[:rows] + stats[rows : 2 * rows].log()).view(shape))
+    if return_correct:
+        results.append((stats[2 * rows + 4 :] > 0).view(shape))
+    return tuple(results)
 
 
-def _has_kernel(input, target, weight, ignore_index, reduction, label_smoothing, float_loss):
+def _pair(target):
+    """Two targets and lam."""
+    if len(target) != 3 or not all(isinstance(t, torch.Tensor) for t in target[:2]):
+        raise ValueError("target must be a tensor or (target_a, target_b, lam)")
+    *targets, lam = target
+    if not isinstance(lam, Real):
+        raise TypeError(f"lam must be a number, got {type(lam).__name__}")
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lam must be between 0 and 1, got {lam}")
+    return targets, float(lam)
+
+
+def _check_extras(input, targets, z_loss, return_correct):
+    if not z_loss >= 0:
+        raise ValueError(f"z_loss must not be negative, got {z_loss}")
+    if return_correct and (len(targets) > 1 or targets[0].shape == input.shape):
+        raise ValueError("return_correct needs one target of class indices")
+
+
+def _has_kernel(input, targets, weight, ignore_index, reduction, label_smoothing, float_loss):
     """Whether the arguments are right, and ours; torch's function answers all others."""
     shape, dtype = input.shape, input.dtype
+    dim = len(shape)
     if not (
         input.is_cpu
-        and target.is_cpu
         and dtype in _DTYPES
+        and dim > 0
         and reduction in _REDUCTIONS
         and isinstance(ignore_index, int)
         and -_MAX_CLASSES <= ignore_index <= _MAX_CLASSES
         and isinstance(label_smoothing, (float, int))
         and label_smoothing <= 1
         and input.numel() > 0
+        and shape[1 if dim > 1 else 0] <= _MAX_CLASSES
     ):
         return False
-    dim = len(shape)
-    if shape == target.shape:
-        if target.dtype != dtype or ignore_index >= 0 or dim == 0:
+    rows = shape[:1] + shape[2:] if dim > 1 else ()
+    for target in targets:
+        if not target.is_cpu:
             return False
-    elif target.dtype != torch.int64 or target.shape != (shape[:1] + shape[2:] if dim > 1 else ()):
-        return False
-    if shape[1 if dim > 1 else 0] > _MAX_CLASSES:
-        return False
+        if shape == target.shape:
+            if target.dtype != dtype or ignore_index >= 0 or len(targets) > 1:
+                return False
+        elif target.dtype != torch.int64 or target.shape != rows:
+            return False
     if weight is None:
         return True
     return (
         weight.is_cpu
         and weight.shape == (shape[1] if dim > 1 else shape[0],)
         and (weight.dtype == dtype or (float_loss and _widens_to_float(weight, input)))
-        and (target.is_floating_point() or not weight.requires_grad)
+        and (targets[0].is_floating_point() or not weight.requires_grad)
     )
 
 
-def _is_plain(input, target, weight):
+def _is_plain(input, *others):
     """Tensors and no subclass, and nobody watching who sees through torch's own operators only."""
     return (
         type(input) in _PLAIN
-        and type(target) in _PLAIN
-        and (weight is None or type(weight) in _PLAIN)
+        and all(other is None or type(other) in _PLAIN for other in others)
         and input.layout is torch.strided
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0

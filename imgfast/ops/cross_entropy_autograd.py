@@ -5,69 +5,164 @@ torch.library's registration does per call; torch.compile, export and direct cal
 torch.ops.imgfast.cross_entropy go through the registration. Both end in the same two operators.
 """
 
+from typing import NamedTuple
+
 import torch
 
 _forward = torch.ops.imgfast.cross_entropy.default
 _backward = torch.ops.imgfast.cross_entropy_backward.default
+_with_gradient = torch.ops.imgfast.cross_entropy_with_gradient.default
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 NONE, MEAN, SUM = 0, 1, 2  # as in csrc/cross_entropy.h
 
 
-def run(input, target, weight, reduction, ignore_index, label_smoothing, float_loss):
-    """The kernel, eagerly; everything has been checked."""
-    if torch.is_grad_enabled() and (
-        input.requires_grad or target.requires_grad or (weight is not None and weight.requires_grad)
-    ):
-        return _CrossEntropy.apply(
-            input, target, weight, reduction, ignore_index, label_smoothing, float_loss
-        )
+class Options(NamedTuple):
+    """What is no tensor, in the order of the operators' schemas."""
+
+    reduction: int
+    ignore_index: int
+    label_smoothing: float
+    lam: float  # share of the first of a pair of targets
+    z_loss: float
+
+
+def run(
+    input,
+    target,
+    other,
+    weight,
+    options,
+    float_loss,
+    with_lse=False,
+    with_correct=False,
+    grad_in_forward=False,
+):
+    """The kernel, eagerly; everything has been checked. ``other`` is the second target of a pair.
+
+    Returns:
+        The loss, and stats, which torch.ops.imgfast.cross_entropy describes, or None if neither
+        log-sum-exps nor correctness are asked for.
+    """
+    if torch.is_grad_enabled():
+        rest = target.requires_grad or (weight is not None and weight.requires_grad)
+        if grad_in_forward and input.requires_grad and not rest and not with_lse:
+            result = _CrossEntropyWithGradient.apply(
+                input, target, other, weight, options, float_loss, with_correct
+            )
+            return result if with_correct else (result, None)
+        if input.requires_grad or rest:
+            result = _CrossEntropy.apply(
+                input, target, other, weight, options, float_loss, with_lse, with_correct
+            )
+            return result if with_lse or with_correct else (result, None)
     with _below_autograd():
-        return _forward(
-            input, target, weight, reduction, ignore_index, label_smoothing, float_loss
-        )[0]
+        return _forward(input, target, other, weight, *options, float_loss, with_correct)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, weight, reduction, ignore_index, label_smoothing, float_loss):
+    def forward(ctx, input, target, other, weight, options, float_loss, with_lse, with_correct):
         with _below_autograd():
-            loss, stats = _forward(
-                input, target, weight, reduction, ignore_index, label_smoothing, float_loss
-            )
-        ctx.options = (reduction, ignore_index, label_smoothing)
-        ctx.save_for_backward(input, target, weight, stats)
-        return loss
+            loss, stats = _forward(input, target, other, weight, *options, float_loss, with_correct)
+        ctx.options = options
+        ctx.save_for_backward(input, target, other, weight, stats)
+        if not (with_lse or with_correct):
+            return loss
+        if with_lse:
+            ctx.set_materialize_grads(False)
+        else:
+            ctx.mark_non_differentiable(stats)
+        return loss, stats
 
     @staticmethod
-    def backward(ctx, grad_loss):
-        return *_gradients(ctx, grad_loss), None, None, None, None
+    def backward(ctx, grad_loss, grad_stats=None):
+        return *_gradients(ctx, grad_loss, grad_stats), None, None, None, None
 
 
-def _gradients(ctx, grad_loss):
-    """At input, target and weight. Differentiable if gradients are being recorded."""
-    input, target, weight, stats = ctx.saved_tensors
-    reference = ctx.needs_input_grad[:3]
-    grad_input = None
-    if reference[0] and not (
-        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    ):
+class _CrossEntropyWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, other, weight, options, float_loss, with_correct):
         with _below_autograd():
-            grad_input = _backward(grad_loss, input, target, weight, stats, *ctx.options)
-        if not (reference[1] or reference[2]):
-            return grad_input, None, None
-        reference = (False, *reference[1:])
-    formulas = gradient_reference(grad_loss, input, target, weight, *ctx.options)
-    grads = [formulas[i]() if reference[i] else None for i in range(3)]
-    return grad_input if grads[0] is None else grads[0], *grads[1:]
+            loss, stats, ctx.grad_input = _with_gradient(
+                input, target, other, weight, *options, float_loss, with_correct
+            )
+        if not with_correct:
+            return loss
+        ctx.mark_non_differentiable(stats)
+        return loss, stats
+
+    @staticmethod
+    def backward(ctx, grad_loss, _=None):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "cross_entropy: the gradient of grad_in_forward is a constant; call with "
+                "grad_in_forward=False for create_graph"
+            )
+        grad_input, ctx.grad_input = ctx.grad_input, None
+        if grad_input is None:
+            raise RuntimeError(
+                "cross_entropy: grad_in_forward keeps the gradient for one backward pass; call "
+                "with grad_in_forward=False to go backward twice"
+            )
+        if grad_loss.dim() > 0:
+            grad_input.mul_(grad_loss.unsqueeze(1))
+        elif grad_loss.item() != 1:
+            grad_input.mul_(grad_loss)
+        return grad_input, None, None, None, None, None, None
 
 
-def gradient_reference(grad_loss, input, target, weight, reduction, ignore_index, label_smoothing):
+def _gradients(ctx, grad_loss, grad_stats):
+    """At input, target, the other target and weight. Differentiable if gradients are being
+    recorded.
+
+    What is made of stats is m + log(s), the log-sum-exp: m stands for it, and its gradient is all
+    that counts of grad_stats.
+    """
+    input, target, other, weight, stats = ctx.saved_tensors
+    needs_input, needs_target, _, needs_weight = ctx.needs_input_grad[:4]
+    if grad_loss is None:
+        grad_loss = _zero_loss(input, ctx.options)
+    grad_lse = None
+    if grad_stats is not None:
+        grad_lse = grad_stats[: input.numel() // input.shape[1 if input.dim() > 1 else 0]]
+    grad_input = None
+    if needs_input and not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
+        with _below_autograd():
+            grad_input = _backward(
+                grad_loss, grad_lse, input, target, other, weight, stats, *ctx.options
+            )
+        if not (needs_target or needs_weight):
+            return grad_input, None, None, None
+        needs_input = False
+    at_input, at_target, at_weight = gradient_reference(
+        grad_loss, grad_lse, input, target, other, weight, ctx.options
+    )
+    if needs_input:
+        grad_input = at_input()
+    return (
+        grad_input,
+        at_target() if needs_target else None,
+        None,
+        at_weight() if needs_weight else None,
+    )
+
+
+def _zero_loss(input, options):
+    return input.new_zeros(_rows_of(input) if options.reduction == NONE else ())
+
+
+def _rows_of(input):
+    return input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
+
+
+def gradient_reference(grad_loss, grad_lse, input, target, other, weight, options):
     """The gradients as compositions of torch's operators, for further derivatives.
 
-    With the names of csrc/cross_entropy.h, and g the gradient at a row's loss::
+    With the names of csrc/cross_entropy.h, g the gradient at a row's loss, z that at its lse^2 and
+    h that at its lse::
 
-        dl / dx_c = g ((sum_k u_k) softmax(x)_c - u_c)
+        dl / dx_c = (g sum_k u_k + 2 z lse + h) softmax(x)_c - g u_c
         dl / dt_c = -g w_c (1 - e) log_softmax(x)_c
         dl / dw_c = -g ((1 - e) t_c + e / C) log_softmax(x)_c
 
@@ -77,6 +172,7 @@ def gradient_reference(grad_loss, input, target, weight, reduction, ignore_index
     """
     dim = 0 if input.dim() == 1 else 1
     classes = input.shape[dim]
+    mean = options.reduction == MEAN
     probabilities = target.shape == input.shape
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     logp = torch.log_softmax(input, dim, wide)
@@ -84,33 +180,43 @@ def gradient_reference(grad_loss, input, target, weight, reduction, ignore_index
     if weight is not None:
         w = weight.to(wide).reshape([-1 if d == dim else 1 for d in range(input.dim())])
     g = grad_loss.to(wide)
-    if reduction == NONE:
+    if options.reduction == NONE:
         g = g.unsqueeze(dim)
-    spread = label_smoothing / classes
+    share, spread = 1 - options.label_smoothing, options.label_smoothing / classes
 
     if probabilities:
-        t = target.to(wide) * (1 - label_smoothing) + spread
-        u = t if w is None else t * w
-        if reduction == MEAN:
+        t = target.to(wide) * share + spread
+        if mean:
             g = g / (input.numel() // classes)
+        g_u = g * (t if w is None else t * w)
+        g_square = g
     else:
-        counts = (target != ignore_index).unsqueeze(dim)
-        y = torch.where(counts, target.unsqueeze(dim), 0)
-        w_y = counts.to(wide)
-        if w is not None:
-            w_y = w_y * weight.to(wide)[y]
-        u = torch.zeros_like(logp).scatter(dim, y, w_y * (1 - label_smoothing))
-        if label_smoothing > 0:
-            u = u + counts * (spread if w is None else spread * w)
-        if reduction == MEAN:
-            g = g / w_y.sum()
-        g = torch.where(counts, g, 0)  # not inf * 0 if every row is ignored
+        g_u, g_square = 0, 0
+        lams = (1.0,) if other is None else (options.lam, 1 - options.lam)
+        for y, lam in zip((target, other), lams, strict=False):
+            counts = (y != options.ignore_index).unsqueeze(dim)
+            y = torch.where(counts, y.unsqueeze(dim), 0)
+            w_y = counts.to(wide)
+            if w is not None:
+                w_y = w_y * weight.to(wide)[y]
+            u = torch.zeros_like(logp).scatter(dim, y, w_y * share)
+            if spread > 0:
+                u = u + counts * (spread if w is None else spread * w)
+            # Where, so that it is not inf * 0 if every row is ignored.
+            g_u = g_u + torch.where(counts, lam * g / (w_y.sum() if mean else 1), 0) * u
+            g_square = g_square + torch.where(counts, lam * g / (counts.sum() if mean else 1), 0)
 
     def at_input():
-        return (g * (u.sum(dim, keepdim=True) * logp.exp() - u)).to(input.dtype)
+        total = g_u.sum(dim, keepdim=True)
+        if options.z_loss > 0:
+            lse = torch.logsumexp(input.to(wide), dim, keepdim=True)
+            total = total + 2 * options.z_loss * g_square * lse
+        if grad_lse is not None:
+            total = total + grad_lse.to(wide).view(_rows_of(input)).unsqueeze(dim)
+        return (total * logp.exp() - g_u).to(input.dtype)
 
     def at_target():
-        grad = -g * (1 - label_smoothing) * logp
+        grad = -g * share * logp
         return (grad if w is None else grad * w).to(target.dtype)
 
     def at_weight():
@@ -122,33 +228,49 @@ def gradient_reference(grad_loss, input, target, weight, reduction, ignore_index
 
 
 @torch.library.register_fake("imgfast::cross_entropy")
-def _(input, target, weight, reduction, ignore_index, label_smoothing, float_loss):
-    rows = input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
+def _(
+    input,
+    target,
+    other_target,
+    weight,
+    reduction,
+    ignore_index,
+    label_smoothing,
+    lam,
+    z_loss,
+    float_loss,
+    correct,
+):
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    rows = _rows_of(input)
     loss = input.new_empty(
         rows if reduction == NONE else (), dtype=wide if float_loss else input.dtype
     )
     count = 1
     for size in rows:
         count = count * size
-    return loss, input.new_empty((2 * count + 1,), dtype=wide)
+    return loss, input.new_empty(((3 if correct else 2) * count + 4,), dtype=wide)
+
+
+@torch.library.register_fake("imgfast::cross_entropy_with_gradient")
+def _(input, *arguments):
+    return *torch.ops.imgfast.cross_entropy(input, *arguments), torch.empty_like(input)
 
 
 @torch.library.register_fake("imgfast::cross_entropy_backward")
-def _(grad_loss, input, target, weight, stats, reduction, ignore_index, label_smoothing):
+def _(grad_loss, grad_lse, input, *arguments):
     return torch.empty_like(input)
 
 
 def _setup_forward(ctx, inputs, output):
-    input, target, weight, reduction, ignore_index, label_smoothing, _ = inputs
-    _, stats = output
-    ctx.mark_non_differentiable(stats)
-    ctx.options = (reduction, ignore_index, label_smoothing)
-    ctx.save_for_backward(input, target, weight, stats)
+    input, target, other, weight, *options, _, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.options = Options(*options)
+    ctx.save_for_backward(input, target, other, weight, output[1])
 
 
 def _derivative_forward(ctx, grad_loss, grad_stats):
-    return *_gradients(ctx, grad_loss), None, None, None, None
+    return *_gradients(ctx, grad_loss, grad_stats), *[None] * 7
 
 
 def _derivative_backward(ctx, grad):

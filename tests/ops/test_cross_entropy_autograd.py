@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_entropy_cases import gradients, lay_out, make
+from cross_entropy_cases import gradients, lay_out, make, rows_of
 
 from imgfast import cross_entropy
 
@@ -93,7 +93,9 @@ def test_forward_mode():
 
 def operator_arguments(shape, probabilities, reduction, dtype=torch.float32, float_loss=False):
     logits, target, weight = make(shape, probabilities=probabilities, dtype=dtype)
-    return (logits.requires_grad_(), target, weight, reduction, -100, 0.1, float_loss)
+    other = None if probabilities else target.flip(0)
+    options = (reduction, -100, 0.1, 0.3, 1e-3)
+    return (logits.requires_grad_(), target, other, weight, *options, float_loss, False)
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 130, 3)])
@@ -106,11 +108,13 @@ def test_opcheck(probabilities, reduction, shape):
         )
         torch.library.opcheck(OPS.cross_entropy.default, arguments)
         loss, stats = OPS.cross_entropy(*arguments)
-        plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments[:-1]]
-        torch.library.opcheck(
-            OPS.cross_entropy_backward.default,
-            (torch.ones_like(loss), *plain[:3], stats, *plain[3:]),
-        )
+        plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        torch.library.opcheck(OPS.cross_entropy_with_gradient.default, plain)
+        for grad_lse in (None, torch.ones(rows_of(shape), dtype=stats.dtype)):
+            torch.library.opcheck(
+                OPS.cross_entropy_backward.default,
+                (torch.ones_like(loss).detach(), grad_lse, *plain[:4], stats.detach(), *plain[4:9]),
+            )
 
 
 @pytest.mark.parametrize(
@@ -118,14 +122,17 @@ def test_opcheck(probabilities, reduction, shape):
 )
 def test_opcheck_of_strides(layout):
     logits, target, _ = make((2, 5, 3, 4))
-    arguments = (lay_out(logits, layout).requires_grad_(), target, None, 1, -100, 0.0, False)
+    logits = lay_out(logits, layout).requires_grad_()
+    arguments = (logits, target, None, None, 1, -100, 0.0, 1.0, 0.0, False, True)
     torch.library.opcheck(OPS.cross_entropy.default, arguments)
 
 
 def test_the_backward_operator_refuses_to_be_differentiated():
-    logits, target, *rest = operator_arguments((5, 4), False, 1)
-    _, stats = OPS.cross_entropy(logits, target, *rest)
-    grad = OPS.cross_entropy_backward(torch.ones(()), logits, target, rest[0], stats, *rest[1:-1])
+    arguments = operator_arguments((5, 4), False, 1)
+    _, stats = OPS.cross_entropy(*arguments)
+    grad = OPS.cross_entropy_backward(
+        torch.ones(()), None, *arguments[:4], stats.detach(), *arguments[4:9]
+    )
     with pytest.raises(NotImplementedError, match="create_graph=True"):
         grad.sum().backward()
 
