@@ -102,7 +102,7 @@ def cross_entropy(
         _check_extras(input, targets, z_loss, return_correct)
     compiling = torch.compiler.is_compiling()
     float_loss = torch.is_autocast_enabled("cpu")
-    plain = compiling or _is_plain(input, *targets, weight)
+    plain = compiling or _is_plain(input, targets, weight)
     if plain and float_loss and len(targets) == 1:
         input, *targets = _autocast(input, *targets)
     if not plain or not _has_kernel(
@@ -213,11 +213,14 @@ def _has_kernel(input, targets, weight, ignore_index, reduction, label_smoothing
     )
 
 
-def _is_plain(input, *others):
+def _is_plain(input, targets, weight):
     """Tensors and no subclass, and nobody watching who sees through torch's own operators only."""
+    for target in targets:
+        if type(target) not in _PLAIN:
+            return False
     return (
         type(input) in _PLAIN
-        and all(other is None or type(other) in _PLAIN for other in others)
+        and (weight is None or type(weight) in _PLAIN)
         and input.layout is torch.strided
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
