@@ -13,7 +13,7 @@
 namespace imgfast::cpu::IMGFAST_ISA {
 
 static constexpr int64_t kFewClasses =
-    40;  // up to here transposing costs less than horizontal sums
+    24;  // up to here transposing costs less than horizontal sums
 static constexpr int64_t kChunkElements = 32768;  // logits of one unit of work
 
 static inline bool takes_rows(const CrossEntropyArgs& a) {
