@@ -9,7 +9,7 @@ namespace imgfast::cpu::IMGFAST_ISA {
 
 // Logits that are read twice while in L1: 16 KiB of float, of one row or of several.
 static constexpr int64_t kRowBlock = 4096;
-static constexpr int kVectorStep = 4;         // vectors of a row that are in flight at once
+static constexpr int kVectorStep = 2;         // vectors of a row that are in flight at once
 static constexpr int64_t kRowsAtATime = 64;   // a multiple of every number of lanes
 static constexpr int64_t kPrefetched = 1024;  // how far ahead of the gradient
 // From here on the lines that two rows share are few enough to stream the others.
@@ -58,7 +58,7 @@ struct Steps {
 template <class X, int kVectors, class IO>
 [[gnu::always_inline]] static inline void step_maximum(const IO* x, int tail,
                                                        typename X::V (&m)[kVectorStep]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
   for (int k = 0; k < kVectors; k++) {
     const int n = k + 1 < kVectors ? X::kLanes : tail;
     m[k] = X::max(load_tail<X>(x + k * X::kLanes, n, -__builtin_inff()), m[k]);
@@ -75,7 +75,7 @@ template <class X, int kLast, class IO>
     step_maximum<X, kVectorStep>(x + c, X::kLanes, m);
   }
   step_maximum<X, kLast>(x + steps.last, steps.tail, m);
-  return X::max(X::max(m[0], m[1]), X::max(m[2], m[3]));
+  return X::max(m[0], m[1]);
 }
 
 // Lane r is the sum, or the maximum, of part[r]'s lanes; 0 from `rows` on. Sums are X::sum's.
@@ -118,7 +118,7 @@ template <class X, class IO, Targets kTargets, int kVectors>
                                                     typename X::T reference,
                                                     RunningSums<X, kTargets>& sums) {
   using V = typename X::V;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
   for (int k = 0; k < kVectors; k++, c += X::kLanes) {
     const int n = k + 1 < kVectors ? X::kLanes : tail;
     // What is read next where rows lie side by side: arithmetic hides the way from memory.
