@@ -9,9 +9,8 @@ namespace imgfast::cpu::IMGFAST_ISA {
 
 // Logits that are read twice while in L1: 16 KiB of float, of one row or of several.
 static constexpr int64_t kRowBlock = 4096;
-static constexpr int kVectorStep = 2;         // vectors of a row that are in flight at once
-static constexpr int64_t kRowsAtATime = 64;   // a multiple of every number of lanes
-static constexpr int64_t kPrefetched = 1024;  // how far ahead of the gradient
+static constexpr int kVectorStep = 2;        // vectors of a row that are in flight at once
+static constexpr int64_t kRowsAtATime = 64;  // a multiple of every number of lanes
 // From here on the lines that two rows share are few enough to stream the others.
 static constexpr int64_t kStreamedRow = 2048;
 
@@ -271,11 +270,7 @@ template <class X, class IO, Targets kTargets>
       for (c = head; c + kL <= C; c += kL) X::stream(out + c, gradient(X::load(x + c), c, kL));
     }
   }
-  for (; c + kL <= C; c += kL) {
-    __builtin_prefetch(x + c + kPrefetched);
-    __builtin_prefetch(out + c + kPrefetched, 1);
-    X::store(out + c, gradient(X::load(x + c), c, kL));
-  }
+  for (; c + kL <= C; c += kL) X::store(out + c, gradient(X::load(x + c), c, kL));
   if (c < C) {
     const int n = static_cast<int>(C - c);
     X::store(out + c, gradient(X::load(x + c, n), c, n), n);
@@ -307,9 +302,9 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
     const RowGroup<X, const IO> x(a.logits, p, b.row + first, rows);
     const RowGroup<X, const IO> t(a.probabilities, p, b.row + first, rows);
     const RowGroup<X, IO> out(a.grad_logits, p, b.row + first, rows);
-    if constexpr (kTargets != Targets::kProbability) {
-      pick_gradients<X, IO, kTargets>(x, b, first, rows);
-    }
+    // Only where it is needed: here x_y is a cache miss, after its row it is not.
+    constexpr bool kAnew = kTargets != Targets::kProbability && !kSameType<IO, T>;
+    if constexpr (kAnew) pick_gradients<X, IO, kTargets>(x, b, first, rows);
     for (int r = 0; r < rows; r++) {
       const int64_t i = first + r;
       if constexpr (kTargets != Targets::kProbability) {
@@ -322,10 +317,10 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
       if constexpr (kTargets != Targets::kProbability) {
         if (b.y[i] < 0) continue;
         IO* const hit = out.row[r] + static_cast<int64_t>(b.y[i]);
-        if constexpr (kSameType<IO, T>) {
-          *hit = b.picked[i];
-        } else {
+        if constexpr (kAnew) {
           X::store(hit, X::set1(b.picked[i]), 1);
+        } else {
+          *hit -= b.hit[i];
         }
       }
     }
