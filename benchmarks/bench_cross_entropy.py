@@ -1,6 +1,7 @@
 """cross_entropy beside torch's: forward, and forward and backward, with class targets.
 
-Rows are shapes of the logits; a map of logits (segmentation) is raced in channels_last too.
+Rows are shapes of the logits; a map of logits (segmentation) is raced in channels_last too. Rows
+off the grid (``-k off_grid``, or ``-k "not off_grid"``) have tables of their own.
 """
 
 import pytest
@@ -12,13 +13,35 @@ import imgfast
 
 SHAPES = [(128, 10), (64, 1000), (4096, 1000), (1024, 21841), (65536, 10), (8, 19, 256, 512)]
 QUICK = SHAPES[:3]
-rows = pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(s, id="x".join(map(str, s)), marks=[pytest.mark.quick] if s in QUICK else [])
-        for s in SHAPES
-    ],
-)
+OFF_GRID = [
+    (4096, 7),  # few classes, many rows
+    (100000, 3),
+    (20000, 33),  # between transposing and rows
+    (32768, 100),  # data sets of 100, 101, 365, 1000 classes
+    (4096, 101),
+    (8192, 365),
+    (256, 1000),
+    (2048, 129),  # one more than a power of two
+    (777, 513),
+    (300, 4099),  # many classes, an odd number
+    (64, 50257),
+    (16, 250000),
+    (1, 1000000),  # a single row
+    (16, 2, 256, 256),  # segmentation
+    (4, 21, 130, 130),
+    (2, 150, 128, 128),
+    (8, 5, 1000),  # a sequence of positions
+]
+
+
+def _param(shape):
+    marks = [pytest.mark.quick] if shape in QUICK else []
+    if shape in OFF_GRID:
+        marks.append(pytest.mark.off_grid)
+    return pytest.param(shape, id="x".join(map(str, shape)), marks=marks)
+
+
+rows = pytest.mark.parametrize("shape", [_param(shape) for shape in SHAPES + OFF_GRID])
 
 
 def _logits_and_target(shape, memory_format):

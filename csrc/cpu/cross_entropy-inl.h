@@ -13,7 +13,7 @@
 namespace imgfast::cpu::IMGFAST_ISA {
 
 static constexpr int64_t kFewClasses =
-    40;  // up to here transposing costs less than horizontal sums
+    24;  // up to here transposing costs less than horizontal sums
 static constexpr int64_t kChunkElements = 32768;  // logits of one unit of work
 
 static inline bool takes_rows(const CrossEntropyArgs& a) {
@@ -98,7 +98,6 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
       if constexpr (kTargets != Targets::kProbability) {
         sums.bad_row = read_targets(a, terms, s.batch);
         if (sums.bad_row >= 0) return sums;
-        if (a.params->num_targets > 1) pick_other<X, IO>(a, s.batch);
       }
       if (s.rows) {
         normalise_rows<X, IO, kTargets>(a, terms, s.batch);
@@ -106,9 +105,9 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
         normalise_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
       }
       finish_losses<X, IO, kTargets>(a, terms, s.batch, sums);
-      if (a.grad_logits.data) write_gradient<X, IO, kTargets>(a, terms, s);
       if (a.correct && s.rows) mark_correct_rows<X, IO>(a, s.batch);
       if (a.correct && !s.rows) mark_correct_lanes<X, IO>(s.tiles, s.batch);
+      if (a.grad_logits.data) write_gradient<X, IO, kTargets>(a, terms, s);
     }
     X::end_streams();
     return sums;

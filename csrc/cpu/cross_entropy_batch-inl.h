@@ -82,17 +82,6 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
   return bad_row;
 }
 
-// The logits of the second of a pair; those of the first are met on the way.
-template <class X, class IO>
-static void pick_other(const CrossEntropyArgs& a, const Batch<X>& b) {
-  using T = typename X::T;
-  for (int64_t i = 0; i < b.n; i++) {
-    const auto y = static_cast<int64_t>(b.other.y[i]);
-    const IO* x = row_of<const IO>(a.logits, *a.params, b.row + i);
-    b.other.picked[i] = y < 0 ? T(0) : widen(x[y * a.logits.class_stride]);
-  }
-}
-
 // The losses, from the normaliser and the picked logits; adds them up.
 template <class X, class IO, Targets kTargets>
 static void finish_losses(const CrossEntropyArgs& a, const LossTerms<X>& terms, const Batch<X>& b,

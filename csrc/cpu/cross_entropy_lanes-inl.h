@@ -289,11 +289,23 @@ static void for_each_block(const Tiles<X>& tiles, const Batch<X>& b, Function fu
   }
 }
 
+// The logits of the second of a pair; those of the first are met on the way.
+template <class X, class IO>
+static void pick_other(const Tiles<X>& tiles, const Batch<X>& b) {
+  const RowsView& logits = tiles.a.logits;
+  for (int64_t i = 0; i < b.n; i++) {
+    const auto y = static_cast<int64_t>(b.other.y[i]);
+    const IO* x = row_of<const IO>(logits, tiles.p, b.row + i);
+    b.other.picked[i] = y < 0 ? typename X::T(0) : widen(x[y * logits.class_stride]);
+  }
+}
+
 template <class X, class IO, Targets kTargets>
 static void normalise_lanes(const LossTerms<X>& terms, const Tiles<X>& tiles, const Batch<X>& b) {
   for_each_block<X, IO, kTargets>(tiles, b, [&](auto x, auto t, int64_t c0, int64_t count) {
     normalise_planes<X, kTargets>(terms, x, t, c0, count, b);
   });
+  if (tiles.p.num_targets > 1) pick_other<X, IO>(tiles, b);
 }
 
 // Whether the target's logit is the first of the largest. NaN is the first of none.

@@ -14,24 +14,59 @@ namespace imgfast::cpu::IMGFAST_ISA {
 
 enum class Targets { kIndex, kSmoothedIndex, kProbability };
 
-// exp(d) for d <= 0, -inf and NaN, a third cheaper than exp_of: 2^f over |f| <= 1/2 by a minimax
-// polynomial of degree 6 with p(0) = 1 (relative error 1.6e-8 before rounding), f = d log2(e) - n
-// from one fused multiplication.
-static inline F32::V exp_of_difference(F32, F32::V d) {
-  using X = F32;
-  const X::V log2e = X::set1(1.44269504f),
-             magic = X::set1(12582912.0f);  // 1.5 * 2^23: its last place is 1
-  d = X::max(X::set1(-104.0f), d);          // NaN passes: it stands second
-  const X::V n = X::sub(X::fma(d, log2e, magic), magic);
-  const X::V f = X::fma(d, log2e, X::sub(X::zero(), n));
-  static constexpr float kMinimax[] = {1.33988750e-3f, 9.61843692e-3f, 5.55033237e-2f,
-                                       2.40226477e-1f, 6.93147182e-1f, 1.0f};
-  X::V p = X::set1(1.53533620e-4f);
-  for (float c : kMinimax) p = X::fma(p, f, X::set1(c));
-  return X::scale2(p, n);
-}
+// 2^(i / kLanes) in lane i, the bits of a float, less i / kLanes in units of its exponent.
+template <class X>
+struct FractionalPowers {
+  static constexpr int kShift = 23 - __builtin_ctz(X::kLanes);
 
-static inline F64::V exp_of_difference(F64, F64::V d) { return exp_of(F64{}, d); }
+  float lanes[X::kLanes];
+
+  constexpr FractionalPowers() : lanes() {
+    constexpr uint32_t kSixteenths[] = {0x3f800000, 0x3f85aac3, 0x3f8b95c2, 0x3f91c3d3,
+                                        0x3f9837f0, 0x3f9ef532, 0x3fa5fed7, 0x3fad583f,
+                                        0x3fb504f3, 0x3fbd08a4, 0x3fc5672a, 0x3fce248c,
+                                        0x3fd744fd, 0x3fe0ccdf, 0x3feac0c7, 0x3ff5257d};
+    for (uint32_t i = 0; i < X::kLanes; i++) {
+      lanes[i] = __builtin_bit_cast(float, kSixteenths[i * 16 / X::kLanes] - (i << kShift));
+    }
+  }
+};
+
+// exp(d) for d <= 0, -inf and NaN; 0 where it is less than the normal numbers.
+//
+// d log2(e) = n + f. If there is a permutation, n is a multiple of 1 / kLanes: its fraction chooses
+// 2^n's mantissa out of a register, and 2^f - 1 over |f| <= 1/16 is a minimax polynomial of degree
+// 3 without a constant (error 2.5e-8). Otherwise n is whole and the polynomial has degree 6 over
+// |f| <= 1/2 (1.6e-8). f comes from one fused multiplication.
+template <class X>
+static inline typename X::V exp_of_difference(X, typename X::V d) {
+  using V = typename X::V;
+  if constexpr (kSameType<X, F64>) {
+    return exp_of(X{}, d);
+  } else if constexpr (X::kPermutes) {
+    typedef uint32_t Bits __attribute__((vector_size(sizeof(V))));
+    static constexpr FractionalPowers<X> kPowers;
+    const V log2e = X::set1(1.44269504f);
+    const V magic = X::set1(12582912.0f / X::kLanes);  // 1.5 * 2^23: its last place is 1 / kLanes
+    const V shifted = X::fma(d, log2e, magic);
+    const V f = X::fma(d, log2e, X::sub(magic, shifted));
+    V p = X::fma(X::set1(5.549622e-2f), f, X::set1(2.4025763e-1f));
+    p = X::mul(X::fma(p, f, X::set1(6.9314721e-1f)), f);
+    const Bits mantissa = (Bits)X::permute(X::load(kPowers.lanes), shifted);
+    const V power = (V)(mantissa + ((Bits)shifted << kPowers.kShift));
+    return X::blend(X::gt(X::set1(-87.33f), d), X::zero(), X::fma(power, p, power));
+  } else {
+    const V log2e = X::set1(1.44269504f), magic = X::set1(12582912.0f);
+    d = X::max(X::set1(-104.0f), d);  // NaN passes: it stands second
+    const V n = X::sub(X::fma(d, log2e, magic), magic);
+    const V f = X::fma(d, log2e, X::sub(X::zero(), n));
+    static constexpr float kMinimax[] = {1.33988750e-3f, 9.61843692e-3f, 5.55033237e-2f,
+                                         2.40226477e-1f, 6.93147182e-1f, 1.0f};
+    V p = X::set1(1.53533620e-4f);
+    for (float c : kMinimax) p = X::fma(p, f, X::set1(c));
+    return X::scale2(p, n);
+  }
+}
 
 // log(a) for a >= 1, 0 and NaN, which is all that a sum of exponentials can be whose largest term
 // is 1; polynomial of Cephes (S. Moshier).
