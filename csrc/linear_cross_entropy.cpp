@@ -47,7 +47,6 @@ struct TileCall {
     const int64_t width = args.dtype == DType::kFloat64 ? 8 : 4;
     const ScalarType compute = width == 8 ? ScalarType::Double : ScalarType::Float;
     args.logits = {logits.data_ptr(), 0, params.C, 1};
-    args.grad_logits = args.logits;
     args.first_class = first_class;
 
     if (target.dim() == 2) {
@@ -110,6 +109,7 @@ void cross_entropy_tile_gradient_(const Tensor& logits, const Tensor& target,
                   "cross_entropy_tile: grad_rows must be [", call.n, "] of the compute type");
   const Tensor dense = torch::stable::contiguous(grad_rows);
   call.args.grad_loss = dense.data_ptr();
+  call.args.grad_logits = call.args.logits;  // in place
   call.run(cpu::kernels().cross_entropy.tile_gradient);
 }
 

@@ -72,14 +72,17 @@ static int64_t cross_entropy_scratch(const CrossEntropyArgs& a) {
 }
 
 // The gradient of a batch whose targets have been read, and with probabilities whose mass is there.
+// after_forward: the batch has just been normalised.
 template <class X, class IO, Targets kTargets>
 static void write_gradient(const CrossEntropyArgs& a, const LossTerms<X>& terms,
-                           const CrossEntropyScratch<X>& s) {
+                           const CrossEntropyScratch<X>& s, bool after_forward) {
   start_gradients<X, kTargets>(a, terms, s.batch);
-  if (s.rows) {
-    gradient_rows<X, IO, kTargets>(a, terms, s.batch);
-  } else {
+  if (!s.rows) {
     gradient_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
+  } else if (after_forward && keeps_exponentials<X, IO>(a)) {
+    gradient_rows<X, IO, kTargets, kSameType<IO, typename X::T>>(a, terms, s.batch);
+  } else {
+    gradient_rows<X, IO, kTargets>(a, terms, s.batch);
   }
 }
 
@@ -107,7 +110,7 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
       finish_losses<X, IO, kTargets>(a, terms, s.batch, sums);
       if (a.correct && s.rows) mark_correct_rows<X, IO>(a, s.batch);
       if (a.correct && !s.rows) mark_correct_lanes<X, IO>(s.tiles, s.batch);
-      if (a.grad_logits.data) write_gradient<X, IO, kTargets>(a, terms, s);
+      if (a.grad_logits.data) write_gradient<X, IO, kTargets>(a, terms, s, true);
     }
     X::end_streams();
     return sums;
@@ -132,7 +135,7 @@ static int64_t cross_entropy_backward(const CrossEntropyArgs& a, int64_t begin, 
       } else {
         sum_probabilities_lanes<X, IO>(terms, s.tiles, s.batch);
       }
-      write_gradient<X, IO, kTargets>(a, terms, s);
+      write_gradient<X, IO, kTargets>(a, terms, s, false);
     }
     X::end_streams();
     return int64_t{-1};

@@ -125,10 +125,11 @@ static inline typename X::V class_weights(const LossTerms<X>& terms, const IO* p
   return whole ? w : X::blend(X::first(n), w, X::zero());
 }
 
+// keep: where the exponentials of the row's classes go, or null.
 template <class X, class IO, Targets kTargets, int kVectors>
 [[gnu::always_inline]] static inline void step_sums(const LossTerms<X>& terms, const IO* x,
                                                     const IO* t, int64_t c, int tail,
-                                                    typename X::T reference,
+                                                    typename X::T reference, typename X::T* keep,
                                                     RunningSums<X, kTargets>& sums) {
   using V = typename X::V;
 #pragma GCC unroll 2
@@ -137,7 +138,9 @@ template <class X, class IO, Targets kTargets, int kVectors>
     // What is read next where rows lie side by side: arithmetic hides the way from memory.
     __builtin_prefetch(x + c + kRowBlock);
     V d = X::sub(load_tail<X>(x + c, n, -__builtin_inff()), X::set1(reference));
-    sums.sum = X::add(sums.sum, exp_of_difference(X{}, d));
+    const V e = exp_of_difference(X{}, d);
+    if (keep) X::store(keep + c, e, n);
+    sums.sum = X::add(sums.sum, e);
     if constexpr (sums.kWeighs) {  // no weight beyond the row, but 0 * -inf would be NaN
       d = X::sub(load_tail<X>(x + c, n, reference), X::set1(reference));
       sums.weigh(class_weights<X, IO, kTargets>(terms, t, c, n), d);
@@ -150,20 +153,23 @@ template <class X, class IO, Targets kTargets, int kLast>
 [[gnu::always_inline]] static inline RunningSums<X, kTargets> block_sums(const LossTerms<X>& terms,
                                                                          const IO* x, const IO* t,
                                                                          int64_t c0, int64_t n,
-                                                                         typename X::T reference) {
+                                                                         typename X::T reference,
+                                                                         typename X::T* keep) {
   const Steps<X> steps(n, kLast);
   auto sums = RunningSums<X, kTargets>::nothing();
   for (int64_t c = 0; c < steps.last; c += kVectorStep * X::kLanes) {
-    step_sums<X, IO, kTargets, kVectorStep>(terms, x, t, c0 + c, X::kLanes, reference, sums);
+    step_sums<X, IO, kTargets, kVectorStep>(terms, x, t, c0 + c, X::kLanes, reference, keep, sums);
   }
-  step_sums<X, IO, kTargets, kLast>(terms, x, t, c0 + steps.last, steps.tail, reference, sums);
+  step_sums<X, IO, kTargets, kLast>(terms, x, t, c0 + steps.last, steps.tail, reference, keep,
+                                    sums);
   return sums;
 }
 
-// The normaliser of rows [i, i + rows) over classes [c0, c0 + n).
-template <class X, class IO, Targets kTargets, int kLast>
+// The normaliser of rows [i, i + rows) over classes [c0, c0 + n). kKeep: exponentials go to `keep`.
+template <class X, class IO, Targets kTargets, int kLast, bool kKeep>
 static void normalise_classes(const LossTerms<X>& terms, const RowGroup<X, const IO>& x,
-                              const RowGroup<X, const IO>& t, int64_t c0, int64_t n,
+                              const RowGroup<X, const IO>& t,
+                              const RowGroup<X, typename X::T>& keep, int64_t c0, int64_t n,
                               const Batch<X>& b, int64_t i, int rows) {
   using V = typename X::V;
   constexpr int kL = X::kLanes;
@@ -177,8 +183,8 @@ static void normalise_classes(const LossTerms<X>& terms, const RowGroup<X, const
 
   V dot[kL], mass[kL];
   for (int r = 0; r < rows; r++) {
-    const auto sums =
-        block_sums<X, IO, kTargets, kLast>(terms, x.row[r], t.row[r], c0, n, references[r]);
+    const auto sums = block_sums<X, IO, kTargets, kLast>(
+        terms, x.row[r], t.row[r], c0, n, references[r], kKeep ? keep.row[r] : nullptr);
     part[r] = sums.sum;
     if constexpr (sums.kWeighs) {
       dot[r] = sums.dot;
@@ -219,23 +225,36 @@ static inline void pick_logits(const RowGroup<X, const IO>& x,
   }
 }
 
+// Whether the forward pass leaves exponentials where the gradient will be: if it is to follow while
+// they are in the cache, and all were taken from one maximum.
+template <class X, class IO>
+static bool keeps_exponentials(const CrossEntropyArgs& a) {
+  return kSameType<IO, typename X::T> && a.params->C <= kRowBlock && !a.streams &&
+         a.grad_logits.data;
+}
+
 template <class X, class IO, Targets kTargets>
 static void normalise_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
                            const Batch<X>& b) {
   const CrossEntropyParams& p = *a.params;
+  const bool keeps = keeps_exponentials<X, IO>(a);
+  const RowsView kept = keeps ? a.grad_logits : RowsView{};
   const int64_t group = max_of(1, min_of(X::kLanes, kRowBlock / p.C));
-  const auto last_block = with_count<kVectorStep>(Steps<X>::last_vectors(p.C), [](auto n) {
-    return normalise_classes<X, IO, kTargets, decltype(n)::kValue>;
+  const auto last_block = with_count<kVectorStep>(Steps<X>::last_vectors(p.C), [=](auto n) {
+    return keeps ? normalise_classes<X, IO, kTargets, decltype(n)::kValue, true>
+                 : normalise_classes<X, IO, kTargets, decltype(n)::kValue, false>;
   });
   for (int64_t i = 0; i < b.n; i += group) {
     const int rows = static_cast<int>(min_of(group, b.n - i));
     const RowGroup<X, const IO> x(a.logits, p, b.row + i, rows);
     const RowGroup<X, const IO> t(a.probabilities, p, b.row + i, rows);
+    const RowGroup<X, typename X::T> keep(kept, p, b.row + i, rows);
     int64_t c = 0;
     for (; c + kRowBlock < p.C; c += kRowBlock) {
-      normalise_classes<X, IO, kTargets, kVectorStep>(terms, x, t, c, kRowBlock, b, i, rows);
+      normalise_classes<X, IO, kTargets, kVectorStep, false>(terms, x, t, keep, c, kRowBlock, b, i,
+                                                             rows);
     }
-    last_block(terms, x, t, c, p.C - c, b, i, rows);
+    last_block(terms, x, t, keep, c, p.C - c, b, i, rows);
     for (int64_t k = 0; kTargets != Targets::kProbability && k < p.num_targets; k++) {
       pick_logits<X, IO>(x, b.target(k), i, rows);
     }
@@ -270,8 +289,8 @@ static void sum_probabilities_rows(const CrossEntropyArgs& a, const LossTerms<X>
   }
 }
 
-// The gradient of row i of a batch, without what x_y adds.
-template <class X, class IO, Targets kTargets>
+// The gradient of row i of a batch, without what x_y adds. kKept: from exponentials at x.
+template <class X, class IO, Targets kTargets, bool kKept>
 [[gnu::always_inline]] static inline void gradient_row(const LossTerms<X>& terms, const Batch<X>& b,
                                                        int64_t i, bool streams, int64_t C,
                                                        const IO* x, const IO* t, IO* out) {
@@ -282,8 +301,9 @@ template <class X, class IO, Targets kTargets>
   V weighed = X::zero();  // the gradient of -u_c x_c
   if constexpr (kTargets == Targets::kProbability) weighed = X::set1(b.hit[i]);
   if constexpr (kTargets == Targets::kSmoothedIndex) weighed = X::set1(b.smooth[i]);
-  const auto gradient = [&](V logits, int64_t c, int n) {
-    V g = X::mul(total, exp_of_difference(X{}, X::sub(logits, maximum)));
+  const auto gradient = [&](V g, int64_t c, int n) {
+    if constexpr (!kKept) g = exp_of_difference(X{}, X::sub(g, maximum));
+    g = X::mul(total, g);
     if constexpr (kTargets != Targets::kIndex) {
       g = X::sub(g, X::mul(weighed, class_weights<X, IO, kTargets>(terms, t, c, n)));
     }
@@ -320,7 +340,8 @@ static void pick_gradients(const RowGroup<X, const IO>& x, const Batch<X>& b,
   X::store(of.picked + i, X::sub(grad, X::load(of.hit + i)));
 }
 
-template <class X, class IO, Targets kTargets>
+// kKept: the exponentials are where the gradient will be.
+template <class X, class IO, Targets kTargets, bool kKept = false>
 static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, const Batch<X>& b) {
   using T = typename X::T;
   constexpr int64_t kL = X::kLanes;
@@ -328,7 +349,7 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
   const bool streams = a.streams && p.C >= kStreamedRow;
   for (int64_t first = 0; first < b.n; first += kL) {
     const int rows = static_cast<int>(min_of(kL, b.n - first));
-    const RowGroup<X, const IO> x(a.logits, p, b.row + first, rows);
+    const RowGroup<X, const IO> x(kKept ? a.grad_logits : a.logits, p, b.row + first, rows);
     const RowGroup<X, const IO> t(a.probabilities, p, b.row + first, rows);
     const RowGroup<X, IO> out(a.grad_logits, p, b.row + first, rows);
     // Only where it is needed: here x_y is a cache miss, after its row it is not.
@@ -344,7 +365,8 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
           continue;
         }
       }
-      gradient_row<X, IO, kTargets>(terms, b, i, streams, p.C, x.row[r], t.row[r], out.row[r]);
+      gradient_row<X, IO, kTargets, kKept>(terms, b, i, streams, p.C, x.row[r], t.row[r],
+                                           out.row[r]);
       if constexpr (kTargets != Targets::kProbability) {
         for (int64_t k = 0; k < p.num_targets; k++) {
           const ClassTargets<T>& of = b.target(k);

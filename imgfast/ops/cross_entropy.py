@@ -58,8 +58,9 @@ def cross_entropy(
             one for each row.
         grad_in_forward: whether the gradient is to be computed with the loss, in the same pass,
             and kept instead of ``input``: faster where backward is certain to follow. It can then
-            follow only once. No effect where anything but ``input`` needs a gradient, with
-            ``return_lse``, and under torch.compile.
+            follow only once, and not with ``create_graph``. A bfloat16 or float16 gradient is
+            rounded before it is multiplied by that at the loss. No effect where anything but
+            ``input`` needs a gradient, with ``return_lse``, and under torch.compile.
 
     Returns:
         A scalar, or for ``"none"`` a loss per row in the shape of ``target``; of the dtype of
@@ -76,8 +77,10 @@ def cross_entropy(
 
     Note:
         - Kept for backward: ``input``, ``target``, ``weight`` and two float32 numbers a row (the
-          maximum and the sum of exponentials). torch keeps log-probabilities instead: there
-          ``input`` may be overwritten before backward, here autograd raises if it is.
+          maximum and the sum of exponentials); for a reduced loss of up to 2^16 float32 or float64
+          logits, where a call costs more than the arithmetic, the gradient too. torch keeps
+          log-probabilities instead: there ``input`` may be overwritten before backward, here
+          autograd raises if it is.
         - bfloat16 and float16 are accumulated in float32. torch's own float16 mean over more than
           65504 rows is 0 on the CPU; here it is right.
         - The gradient has the strides of ``input`` where those are dense: channels_last stays.

@@ -15,6 +15,8 @@ _with_gradient = torch.ops.imgfast.cross_entropy_with_gradient.default
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 NONE, MEAN, SUM = 0, 1, 2  # as in csrc/cross_entropy.h
+_WIDE = {torch.float32, torch.float64}
+SMALL = 1 << 16  # logits up to which a call costs more than the gradient, which then comes with it
 
 
 class Options(NamedTuple):
@@ -63,8 +65,22 @@ def run(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, other, weight, options, float_loss, with_lse, with_correct):
+        arguments = (*options, float_loss, with_correct)
         with _below_autograd():
-            loss, stats = _forward(input, target, other, weight, *options, float_loss, with_correct)
+            if (
+                input.numel() <= SMALL
+                and ctx.needs_input_grad[0]
+                and options.reduction != NONE
+                and not with_lse
+                and input.dtype in _WIDE  # others would be rounded before they are scaled
+            ):
+                loss, stats, ctx.grad_input = _with_gradient(
+                    input, target, other, weight, *arguments
+                )
+                ctx.arguments = arguments
+            else:
+                loss, stats = _forward(input, target, other, weight, *arguments)
+                ctx.arguments = None
         ctx.options = options
         ctx.save_for_backward(input, target, other, weight, stats)
         if not (with_lse or with_correct):
@@ -105,11 +121,18 @@ class _CrossEntropyWithGradient(torch.autograd.Function):
                 "cross_entropy: grad_in_forward keeps the gradient for one backward pass; call "
                 "with grad_in_forward=False to go backward twice"
             )
-        if grad_loss.dim() > 0:
-            grad_input.mul_(grad_loss.unsqueeze(1))
-        elif grad_loss.item() != 1:
-            grad_input.mul_(grad_loss)
-        return grad_input, None, None, None, None, None, None
+        return _scale_(grad_input, grad_loss), None, None, None, None, None, None
+
+
+def _scale_(grad_input, grad_loss):
+    """From the gradient 1 at the loss to another one."""
+    if torch._C._functorch.is_legacy_batchedtensor(grad_loss):  # of is_grads_batched
+        return grad_input * (grad_loss.unsqueeze(1) if grad_loss.dim() > 0 else grad_loss)
+    if grad_loss.dim() > 0:
+        grad_input.mul_(grad_loss.unsqueeze(1))
+    elif grad_loss.item() != 1:
+        grad_input.mul_(grad_loss)
+    return grad_input
 
 
 def _gradients(ctx, grad_loss, grad_stats):
@@ -129,9 +152,15 @@ def _gradients(ctx, grad_loss, grad_stats):
     grad_input = None
     if needs_input and not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
         with _below_autograd():
-            grad_input = _backward(
-                grad_loss, grad_lse, input, target, other, weight, stats, *ctx.options
-            )
+            if ctx.arguments is not None:
+                grad_input, ctx.grad_input = ctx.grad_input, None
+                if grad_input is None:  # it has been given away: the same bits again
+                    *_, grad_input = _with_gradient(input, target, other, weight, *ctx.arguments)
+                grad_input = _scale_(grad_input, grad_loss)
+            else:
+                grad_input = _backward(
+                    grad_loss, grad_lse, input, target, other, weight, stats, *ctx.options
+                )
         if not (needs_target or needs_weight):
             return grad_input, None, None, None
         needs_input = False
@@ -265,6 +294,7 @@ def _(grad_loss, grad_lse, input, *arguments):
 def _setup_forward(ctx, inputs, output):
     input, target, other, weight, *options, _, _ = inputs
     ctx.set_materialize_grads(False)
+    ctx.arguments = None
     ctx.options = Options(*options)
     ctx.save_for_backward(input, target, other, weight, output[1])
 

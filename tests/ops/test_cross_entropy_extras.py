@@ -311,6 +311,25 @@ def test_gradient_of_forward_where_more_is_needed():
         assert not cross_entropy(logits, target, grad_in_forward=True).requires_grad
 
 
+def test_gradient_of_a_small_call_comes_with_the_loss():
+    """And is the same where it has been given away, changed by the caller, or is scaled."""
+    for shape in ((128, 10), (64, 300)):
+        logits, target, weight = make(shape, ignored=True)
+        logits.requires_grad_()
+        loss = cross_entropy(logits, target, weight, label_smoothing=0.1)
+        (exact,) = torch.autograd.grad(
+            F.cross_entropy(logits.double(), target, weight.double(), label_smoothing=0.1), logits
+        )
+        for factor in (1.0, 1.0, -2.5, 0.0, 1.0):
+            (got,) = torch.autograd.grad(factor * loss, logits, retain_graph=True)
+            close(got, factor * exact.double(), torch.float32)
+            got.fill_(77)
+        with torch.no_grad():
+            logits.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 # --- derivatives, compilation, other routes -------------------------------------------------------
 
 
