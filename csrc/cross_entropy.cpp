@@ -1,7 +1,5 @@
-// cross_entropy on the CPU: validate, allocate, share out the rows, register. The kernels are in
-// cpu/cross_entropy*-inl.h.
-#include "cross_entropy.h"
-
+// cross_entropy on the CPU: share out the rows, add up, register. What a call is made of is in
+// cross_entropy_call.h, the kernels are in cpu/cross_entropy*-inl.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,294 +7,17 @@
 
 #include <algorithm>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
-#include "cpu/simd/scalar.h"
-#include "empty.h"
-#include "tensor_dtype.h"
+#include "cross_entropy_call.h"
 
 namespace imgfast {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-// Gradients from here on are stored past the cache: they would drive out what is still to be read,
-// and be read themselves before they are written.
-constexpr int64_t kStreamedBytes = 32 << 20;
-
 thread_local cpu::Scratch thread_buffer;
-
-bool same_sizes(Sizes a, Sizes b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
-
-// A tensor [C], [N, C] or [N, C, d1, ...] as rows. There is none if d1, ... cannot be walked with
-// one stride.
-std::optional<cpu::RowsView> view_rows(const Tensor& x) {
-  const Sizes sizes = x.sizes(), strides = x.strides();
-  cpu::RowsView view{x.data_ptr(), 0, 0, strides[x.dim() == 1 ? 0 : 1]};
-  if (x.dim() == 2) view.inner_stride = strides[0];
-  if (x.dim() <= 2) return view;
-  view.outer_stride = strides[0];
-  int64_t next = -1;
-  for (int64_t d = x.dim() - 1; d >= 2; d--) {
-    if (sizes[d] == 1) continue;
-    if (next < 0) {
-      view.inner_stride = next = strides[d];
-    } else if (strides[d] != next) {
-      return std::nullopt;
-    }
-    next *= sizes[d];
-  }
-  if (next < 0)
-    view.inner_stride =
-        strides[0];  // one position a sample: make_params counts samples as positions
-  return view;
-}
-
-// The arguments that are no tensors, as the operators' schemas have them.
-struct Options {
-  int64_t reduction, ignore_index;
-  double label_smoothing, lam, z_loss;
-};
-
-// One call: its parameters, and the tensors in forms that can be walked, which the arguments point
-// into.
-struct Call {
-  CrossEntropyParams params{};
-  cpu::CrossEntropyArgs args{};
-  ScalarType compute;
-  int64_t rows;
-  std::vector<int64_t> row_sizes;  // of input, without its classes
-  Tensor logits, target;
-  std::optional<Tensor> other_target, weight;
-
-  Call(const Tensor& input, const Tensor& given_target, const std::optional<Tensor>& given_other,
-       const std::optional<Tensor>& given_weight, const Options& options)
-      : logits(input), target(given_target), other_target(given_other) {
-    STD_TORCH_CHECK(input.is_cpu() && target.is_cpu(),
-                    "cross_entropy: input and target must be on the CPU");
-    take_options(options);
-    const int64_t dim = input.dim();
-    STD_TORCH_CHECK(dim >= 1, "cross_entropy: input must be [C] or [N, C, ...], got a scalar");
-    const Sizes sizes = input.sizes();
-    params.C = sizes[dim == 1 ? 0 : 1];
-    params.num_classes = params.C;
-    params.outer = params.inner = 1;
-    for (int64_t d = 0; d < dim; d++) {
-      if (d != (dim == 1 ? 0 : 1)) row_sizes.push_back(sizes[d]);
-    }
-    if (dim >= 3) {
-      for (int64_t d = 2; d < dim; d++) params.inner *= sizes[d];
-    }
-    (dim >= 3 && params.inner != 1 ? params.outer : params.inner) = dim == 1 ? 1 : sizes[0];
-    rows = params.outer * params.inner;
-    STD_TORCH_CHECK(params.C > 0 && params.C <= kMaxClasses,
-                    "cross_entropy: input must have 1 to 2^24 classes, got ", params.C);
-
-    args.params = &params;
-    args.dtype = dtype_of(input, "cross_entropy", "input");
-    compute = args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-    args.logits = walkable(logits);
-    if (same_sizes(sizes, target.sizes())) {
-      STD_TORCH_CHECK(!other_target, "cross_entropy: a pair of targets must be classes");
-      STD_TORCH_CHECK(target.scalar_type() == input.scalar_type(),
-                      "cross_entropy: probability targets must have the dtype of input");
-      args.probabilities = walkable(target);
-    } else {
-      args.target[0] = take_classes(target);
-      if (other_target) args.target[1] = take_classes(*other_target);
-    }
-    args.weight_sum = static_cast<double>(params.C);
-    if (given_weight) take_weight(*given_weight);
-  }
-
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-
-  // [m, s, what the means divide by: each target's weights and rows, and with `correct` a number
-  // for each row].
-  Tensor new_stats(bool correct) const { return empty({{(correct ? 3 : 2) * rows + 4}}, compute); }
-
-  void use_stats(const Tensor& stats) {
-    STD_TORCH_CHECK(stats.is_cpu() && stats.scalar_type() == compute && stats.is_contiguous() &&
-                        stats.numel() >= 2 * rows + 4,
-                    "cross_entropy: stats must be those of the forward pass");
-    char* data = static_cast<char*>(stats.data_ptr());
-    args.maximum = data;
-    args.sum = data + rows * width();
-    divisors_ = data + 2 * rows * width();
-    if (stats.numel() > 2 * rows + 4) args.correct = data + (2 * rows + 4) * width();
-  }
-
-  void set_divisors(const double (&weight)[2], const double (&count)[2]) {
-    for (int64_t k = 0; k < 2; k++) {
-      write(divisors_, compute, k, weight[k]);
-      write(divisors_, compute, 2 + k, count[k]);
-    }
-  }
-
-  // What the rows' gradients are multiplied by, from the gradient at the reduced loss, or from 1.
-  void set_grad_scales(double grad) {
-    for (int64_t k = 0; k < params.num_targets; k++) {
-      const bool mean = params.reduction == Reduction::kMean;
-      args.grad_scale[k] = grad * params.lam[k] / (mean ? read(divisors_, k) : 1);
-      args.grad_z_scale[k] =
-          grad * params.lam[k] * params.z_loss / (mean ? read(divisors_, 2 + k) : 1);
-    }
-  }
-
-  // Of dtype, of the sums of all rows.
-  void write_reduced(const cpu::CrossEntropySums& sums, void* loss, ScalarType dtype) const {
-    double value = 0;
-    for (int64_t k = 0; k < params.num_targets; k++) {
-      const bool mean = params.reduction == Reduction::kMean;
-      double of_target = sums.loss[k] / (mean ? sums.weight[k] : 1);
-      if (params.z_loss != 0) {
-        of_target += params.z_loss * sums.square[k] / (mean ? sums.count[k] : 1);
-      }
-      value += params.lam[k] * of_target;
-    }
-    write(loss, dtype, 0, value);
-  }
-
-  // Sums what the means divide by, from the targets alone.
-  void sum_targets(cpu::CrossEntropySums& sums) const {
-    for (int64_t k = 0; args.target[0] && k < params.num_targets; k++) {
-      int64_t counted = 0;
-      for (int64_t row = 0; row < rows; row++) {
-        const int64_t y = args.target[k][row];
-        if (y == params.ignore_index) continue;
-        if (y < 0 || y >= params.C) check_target(row);
-        if (weight) sums.weight[k] += read(args.weight, y);
-        counted++;
-      }
-      if (!weight) sums.weight[k] = static_cast<double>(counted);
-      sums.count[k] = static_cast<double>(counted);
-    }
-    count_probabilities(sums);
-  }
-
-  // Their means are over all rows.
-  void count_probabilities(cpu::CrossEntropySums& sums) const {
-    if (!args.target[0]) sums.weight[0] = sums.count[0] = static_cast<double>(rows);
-  }
-
-  // The gradient at logits, of memory of its own in the strides of `like` where those are dense.
-  // Where it cannot be walked in those, it is written in another layout first.
-  struct Gradient {
-    Tensor result, walked;
-
-    Gradient(const Tensor& like, cpu::CrossEntropyArgs& args)
-        : result(imgfast::empty_like(like)), walked(result) {
-      auto view = view_rows(result);
-      if (!view) {
-        walked = empty(like.sizes(), like.scalar_type());
-        view = view_rows(walked);
-      }
-      args.grad_logits = *view;
-      args.streams = walked.numel() * walked.element_size() >= kStreamedBytes;
-    }
-
-    const Tensor& finish() {
-      if (walked.get() != result.get()) torch::stable::copy_(result, walked);
-      return result;
-    }
-  };
-
-  // Throws what PyTorch's own kernel throws, if there is a bad row.
-  void check_target(int64_t bad_row) const {
-    for (int64_t k = 0; bad_row >= 0 && k < params.num_targets; k++) {
-      const int64_t y = args.target[k][bad_row];
-      if (y != params.ignore_index && (y < 0 || y >= params.C)) {
-        throw std::out_of_range("Target " + std::to_string(y) + " is out of bounds.");
-      }
-    }
-  }
-
- private:
-  void* divisors_ = nullptr;
-
-  int64_t width() const { return compute == ScalarType::Double ? 8 : 4; }
-
-  double read(const void* data, int64_t i) const {
-    return compute == ScalarType::Double ? static_cast<const double*>(data)[i]
-                                         : static_cast<const float*>(data)[i];
-  }
-
-  static void write(void* data, ScalarType dtype, int64_t i, double value) {
-    switch (dtype) {
-      case ScalarType::Double:
-        static_cast<double*>(data)[i] = value;
-        break;
-      case ScalarType::BFloat16:
-        static_cast<BFloat16*>(data)[i] = to_bfloat16(static_cast<float>(value));
-        break;
-      case ScalarType::Half:
-        static_cast<Float16*>(data)[i] = to_float16(static_cast<float>(value));
-        break;
-      default:
-        static_cast<float*>(data)[i] = static_cast<float>(value);
-    }
-  }
-
-  void take_options(const Options& options) {
-    STD_TORCH_CHECK(options.reduction >= 0 && options.reduction <= 2,
-                    "cross_entropy: reduction must be 0, 1 or 2, got ", options.reduction);
-    STD_TORCH_CHECK(options.ignore_index >= -kMaxClasses && options.ignore_index <= kMaxClasses,
-                    "cross_entropy: ignore_index must be within +-2^24, got ",
-                    options.ignore_index);
-    STD_TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1,
-                    "cross_entropy: label_smoothing must be between 0 and 1, got ",
-                    options.label_smoothing);
-    STD_TORCH_CHECK(options.lam >= 0 && options.lam <= 1,
-                    "cross_entropy: lam must be between 0 and 1, got ", options.lam);
-    STD_TORCH_CHECK(options.z_loss >= 0, "cross_entropy: z_loss must not be negative, got ",
-                    options.z_loss);
-    params.reduction = static_cast<Reduction>(options.reduction);
-    params.ignore_index = options.ignore_index;
-    params.label_smoothing = options.label_smoothing;
-    params.z_loss = options.z_loss;
-    params.num_targets = other_target ? 2 : 1;
-    params.lam[0] = other_target ? options.lam : 1;
-    params.lam[1] = 1 - params.lam[0];
-  }
-
-  // A view of the tensor, which is replaced by a dense one if it has none.
-  static cpu::RowsView walkable(Tensor& tensor) {
-    auto view = view_rows(tensor);
-    if (!view) {
-      tensor = torch::stable::contiguous(tensor);
-      view = view_rows(tensor);
-    }
-    return *view;
-  }
-
-  const int64_t* take_classes(Tensor& given) const {
-    STD_TORCH_CHECK(given.is_cpu() && given.scalar_type() == ScalarType::Long,
-                    "cross_entropy: class targets must be int64 on the CPU");
-    STD_TORCH_CHECK(same_sizes(Sizes(row_sizes.data(), row_sizes.size()), given.sizes()),
-                    "cross_entropy: target must have the shape of input without its classes");
-    if (!given.is_contiguous()) given = torch::stable::contiguous(given);
-    return static_cast<const int64_t*>(given.data_ptr());
-  }
-
-  void take_weight(const Tensor& given) {
-    STD_TORCH_CHECK(given.is_cpu() && given.dim() == 1 && given.size(0) == params.C,
-                    "cross_entropy: weight must be [C = ", params.C, "] on the CPU");
-    weight = given.scalar_type() == compute ? given : torch::stable::to(given, compute);
-    if (!weight->is_contiguous()) weight = torch::stable::contiguous(*weight);
-    args.weight = weight->data_ptr();
-    if (params.label_smoothing == 0) return;
-    args.weight_sum = 0;
-    for (int64_t c = 0; c < params.C; c++) args.weight_sum += read(args.weight, c);
-  }
-};
 
 // Calls work(chunk, first row, last row + 1), in parallel if there is more than one chunk. Chunks
 // depend on the shape alone, so that sums over them do not depend on the number of threads.
@@ -320,9 +41,9 @@ void for_chunks(const cpu::CrossEntropyArgs& args, int64_t rows, int64_t chunk_r
 // The loss and stats; and the gradient at input if there is to be one.
 std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
     const Tensor& input, const Tensor& target, const std::optional<Tensor>& other_target,
-    const std::optional<Tensor>& weight, const Options& options, bool float_loss, bool correct,
-    bool with_gradient) {
-  Call call(input, target, other_target, weight, options);
+    const std::optional<Tensor>& weight, const CrossEntropyOptions& options, bool float_loss,
+    bool correct, bool with_gradient) {
+  CrossEntropyCall call(input, target, other_target, weight, options);
   cpu::CrossEntropyArgs& args = call.args;
   STD_TORCH_CHECK(!correct || (args.target[0] && !other_target),
                   "cross_entropy: correctness is of one class target");
@@ -335,7 +56,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
   call.use_stats(stats);
   if (!reduced) args.loss = loss.data_ptr();
 
-  std::optional<Call::Gradient> gradient;
+  std::optional<CrossEntropyCall::Gradient> gradient;
   cpu::CrossEntropySums sums{};
   if (with_gradient) {
     gradient.emplace(input, args);
@@ -399,8 +120,8 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tenso
                               const std::optional<Tensor>& weight, const Tensor& stats,
                               int64_t reduction, int64_t ignore_index, double label_smoothing,
                               double lam, double z_loss) {
-  Call call(input, target, other_target, weight,
-            {reduction, ignore_index, label_smoothing, lam, z_loss});
+  CrossEntropyCall call(input, target, other_target, weight,
+                        {reduction, ignore_index, label_smoothing, lam, z_loss});
   cpu::CrossEntropyArgs& args = call.args;
   call.use_stats(stats);
   const auto dense = [&](const Tensor& given) {
@@ -427,7 +148,7 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tenso
     of_lse = dense(*grad_lse);
     args.grad_lse = of_lse->data_ptr();
   }
-  Call::Gradient gradient(input, args);
+  CrossEntropyCall::Gradient gradient(input, args);
 
   const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
   const int64_t chunk_rows = kernels.chunk_rows(args),
