@@ -19,23 +19,30 @@ namespace {
 
 thread_local cpu::Scratch thread_buffer;
 
-// Calls work(chunk, first row, last row + 1), in parallel if there is more than one chunk. Chunks
-// depend on the shape alone, so that sums over them do not depend on the number of threads.
-template <class Work>
-void for_chunks(const cpu::CrossEntropyArgs& args, int64_t rows, int64_t chunk_rows, int64_t chunks,
-                const Work& work) {
-  const int64_t scratch = cpu::kernels().cross_entropy.scratch(args);
+// What kernel(args, first row, last row + 1, scratch) gives for each chunk of the rows, in parallel
+// if there is more than one. Chunks depend on the shape alone, so that sums over them do not depend
+// on the number of threads.
+template <class Part>
+std::vector<Part> map_chunks(const cpu::CrossEntropyArgs& args, int64_t rows,
+                             Part (*kernel)(const cpu::CrossEntropyArgs&, int64_t, int64_t,
+                                            void*)) {
+  const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
+  const int64_t chunk_rows = kernels.chunk_rows(args), scratch = kernels.scratch(args);
+  const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
+  std::vector<Part> parts(chunks);
   const auto range = [&](int64_t begin, int64_t end) {
     void* buffer = thread_buffer.reserve(scratch);
     for (int64_t chunk = begin; chunk < end; chunk++) {
-      work(chunk, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows), buffer);
+      parts[chunk] =
+          kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows), buffer);
     }
   };
   if (chunks == 1) {
     range(0, 1);
-  } else {
+  } else if (chunks > 1) {
     torch::stable::parallel_for(0, chunks, 1, range);
   }
+  return parts;
 }
 
 // The loss and stats; and the gradient at input if there is to be one.
@@ -57,28 +64,15 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
   if (!reduced) args.loss = loss.data_ptr();
 
   std::optional<CrossEntropyCall::Gradient> gradient;
-  cpu::CrossEntropySums sums{};
   if (with_gradient) {
     gradient.emplace(input, args);
-    if (call.params.reduction == Reduction::kMean) {
-      call.sum_targets(sums);
-      call.set_divisors(sums.weight, sums.count);
-    }
+    if (call.params.reduction == Reduction::kMean) call.set_divisors(call.sum_targets());
     call.set_grad_scales(1);
-    sums = {};
   }
 
-  const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
-  const int64_t chunk_rows = kernels.chunk_rows(args),
-                chunks = (call.rows + chunk_rows - 1) / chunk_rows;
-  std::vector<cpu::CrossEntropySums> parts(chunks);
-  if (chunks > 0) {
-    for_chunks(args, call.rows, chunk_rows, chunks,
-               [&](int64_t chunk, int64_t begin, int64_t end, void* scratch) {
-                 parts[chunk] = kernels.forward(args, begin, end, scratch);
-               });
-  }
-  for (const cpu::CrossEntropySums& part : parts) {
+  cpu::CrossEntropySums sums{};
+  for (const cpu::CrossEntropySums& part :
+       map_chunks(args, call.rows, cpu::kernels().cross_entropy.forward)) {
     call.check_target(part.bad_row);
     for (int64_t k = 0; k < call.params.num_targets; k++) {
       sums.loss[k] += part.loss[k];
@@ -88,7 +82,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
     }
   }
   call.count_probabilities(sums);
-  call.set_divisors(sums.weight, sums.count);
+  call.set_divisors(sums);
   if (reduced) call.write_reduced(sums, loss.data_ptr(), loss_dtype);
   return {loss, stats, gradient ? std::optional<Tensor>(gradient->finish()) : std::nullopt};
 }
@@ -134,9 +128,7 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tenso
                   "cross_entropy: grad_loss must have the shape of the loss");
   const Tensor grad = dense(grad_loss);
   if (reduced) {
-    call.set_grad_scales(call.compute == ScalarType::Double
-                             ? *static_cast<const double*>(grad.data_ptr())
-                             : *static_cast<const float*>(grad.data_ptr()));
+    call.set_grad_scales(call.read(grad.data_ptr(), 0));
   } else {
     args.grad_loss = grad.data_ptr();
     call.set_grad_scales(1);
@@ -150,17 +142,9 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tenso
   }
   CrossEntropyCall::Gradient gradient(input, args);
 
-  const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
-  const int64_t chunk_rows = kernels.chunk_rows(args),
-                chunks = (call.rows + chunk_rows - 1) / chunk_rows;
-  std::vector<int64_t> bad_rows(chunks);
-  if (chunks > 0) {
-    for_chunks(args, call.rows, chunk_rows, chunks,
-               [&](int64_t chunk, int64_t begin, int64_t end, void* scratch) {
-                 bad_rows[chunk] = kernels.backward(args, begin, end, scratch);
-               });
+  for (int64_t bad_row : map_chunks(args, call.rows, cpu::kernels().cross_entropy.backward)) {
+    call.check_target(bad_row);
   }
-  for (int64_t bad_row : bad_rows) call.check_target(bad_row);
   return gradient.finish();
 }
 

@@ -131,10 +131,16 @@ struct CrossEntropyCall {
     if (stats.numel() > 2 * rows + 4) args.correct = data + (2 * rows + 4) * width();
   }
 
-  void set_divisors(const double (&weight)[2], const double (&count)[2]) {
+  // Number i of those of the compute type at data.
+  double read(const void* data, int64_t i) const {
+    return compute == ScalarType::Double ? static_cast<const double*>(data)[i]
+                                         : static_cast<const float*>(data)[i];
+  }
+
+  void set_divisors(const cpu::CrossEntropySums& sums) {
     for (int64_t k = 0; k < 2; k++) {
-      write(divisors_, compute, k, weight[k]);
-      write(divisors_, compute, 2 + k, count[k]);
+      write(divisors_, compute, k, sums.weight[k]);
+      write(divisors_, compute, 2 + k, sums.count[k]);
     }
   }
 
@@ -162,8 +168,9 @@ struct CrossEntropyCall {
     write(loss, dtype, 0, value);
   }
 
-  // Sums what the means divide by, from the targets alone.
-  void sum_targets(cpu::CrossEntropySums& sums) const {
+  // What the means divide by, from the targets alone.
+  cpu::CrossEntropySums sum_targets() const {
+    cpu::CrossEntropySums sums{};
     for (int64_t k = 0; args.target[0] && k < params.num_targets; k++) {
       int64_t counted = 0;
       for (int64_t row = 0; row < rows; row++) {
@@ -177,6 +184,7 @@ struct CrossEntropyCall {
       sums.count[k] = static_cast<double>(counted);
     }
     count_probabilities(sums);
+    return sums;
   }
 
   // Their means are over all rows.
@@ -220,11 +228,6 @@ struct CrossEntropyCall {
   void* divisors_ = nullptr;
 
   int64_t width() const { return compute == ScalarType::Double ? 8 : 4; }
-
-  double read(const void* data, int64_t i) const {
-    return compute == ScalarType::Double ? static_cast<const double*>(data)[i]
-                                         : static_cast<const float*>(data)[i];
-  }
 
   static void write(void* data, ScalarType dtype, int64_t i, double value) {
     switch (dtype) {

@@ -151,8 +151,8 @@ def cross_entropy(
         )
     if not (return_lse or return_correct):
         return loss
-    shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
-    rows = input.numel() // input.shape[1 if input.dim() > 1 else 0]
+    shape = stock.rows_of(input)
+    rows = input.numel() // input.shape[stock.class_dim(input)]
     results = [loss]
     if return_lse:
         results.append((stats[:rows] + stats[rows : 2 * rows].log()).view(shape))

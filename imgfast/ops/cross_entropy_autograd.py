@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from imgfast.ops.cross_entropy_stock import class_dim, logsumexp, rows_of, wide_dtype
+
 _forward = torch.ops.imgfast.cross_entropy.default
 _backward = torch.ops.imgfast.cross_entropy_backward.default
 _with_gradient = torch.ops.imgfast.cross_entropy_with_gradient.default
@@ -145,10 +147,10 @@ def _gradients(ctx, grad_loss, grad_stats):
     input, target, other, weight, stats = ctx.saved_tensors
     needs_input, needs_target, _, needs_weight = ctx.needs_input_grad[:4]
     if grad_loss is None:
-        grad_loss = _zero_loss(input, ctx.options)
+        grad_loss = input.new_zeros(rows_of(input) if ctx.options.reduction == NONE else ())
     grad_lse = None
     if grad_stats is not None:
-        grad_lse = grad_stats[: input.numel() // input.shape[1 if input.dim() > 1 else 0]]
+        grad_lse = grad_stats[: input.numel() // input.shape[class_dim(input)]]
     grad_input = None
     if needs_input and not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
         with _below_autograd():
@@ -177,14 +179,6 @@ def _gradients(ctx, grad_loss, grad_stats):
     )
 
 
-def _zero_loss(input, options):
-    return input.new_zeros(_rows_of(input) if options.reduction == NONE else ())
-
-
-def _rows_of(input):
-    return input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
-
-
 def gradient_reference(grad_loss, grad_lse, input, target, other, weight, options):
     """The gradients as compositions of torch's operators, for further derivatives.
 
@@ -199,11 +193,11 @@ def gradient_reference(grad_loss, grad_lse, input, target, other, weight, option
         Three functions without arguments, which compute the gradient at input, target and weight.
         The latter two exist for probability targets.
     """
-    dim = 0 if input.dim() == 1 else 1
+    dim = class_dim(input)
     classes = input.shape[dim]
     mean = options.reduction == MEAN
     probabilities = target.shape == input.shape
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(input)
     logp = torch.log_softmax(input, dim, wide)
     w = None
     if weight is not None:
@@ -238,10 +232,9 @@ def gradient_reference(grad_loss, grad_lse, input, target, other, weight, option
     def at_input():
         total = g_u.sum(dim, keepdim=True)
         if options.z_loss > 0:
-            lse = torch.logsumexp(input.to(wide), dim, keepdim=True)
-            total = total + 2 * options.z_loss * g_square * lse
+            total = total + 2 * options.z_loss * g_square * logsumexp(input, keepdim=True)
         if grad_lse is not None:
-            total = total + grad_lse.to(wide).view(_rows_of(input)).unsqueeze(dim)
+            total = total + grad_lse.to(wide).view(rows_of(input)).unsqueeze(dim)
         return (total * logp.exp() - g_u).to(input.dtype)
 
     def at_target():
@@ -270,8 +263,8 @@ def _(
     float_loss,
     correct,
 ):
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    rows = _rows_of(input)
+    wide = wide_dtype(input)
+    rows = rows_of(input)
     loss = input.new_empty(
         rows if reduction == NONE else (), dtype=wide if float_loss else input.dtype
     )

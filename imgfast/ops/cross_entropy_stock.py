@@ -19,9 +19,8 @@ def run(
 ):
     """A list of the loss and what else is asked for, as :func:`imgfast.cross_entropy` has it.
     ``targets`` holds one target, or the two of a pair with ``lam``."""
-
-    def loss_of(target):
-        loss = F.cross_entropy(
+    losses = [
+        F.cross_entropy(
             input,
             target,
             weight,
@@ -29,37 +28,42 @@ def run(
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
-        if z_loss != 0:
-            loss = (loss + z_loss * squares_of(target)).to(loss.dtype)
-        return loss
+        for target in targets
+    ]
+    lse = logsumexp(input) if return_lse or z_loss != 0 else None
+    if z_loss != 0:
+        for i, target in enumerate(targets):
+            counts = torch.ones_like(lse, dtype=torch.bool)
+            if target.shape != input.shape:
+                counts = target != ignore_index
+            square = torch.where(counts, lse.square(), 0)
+            if reduction != "none":
+                square = square.sum() / (counts.sum() if reduction == "mean" else 1)
+            losses[i] = (losses[i] + z_loss * square).to(losses[i].dtype)
 
-    def squares_of(target):
-        lse = _logsumexp(input)
-        counts = torch.ones_like(lse, dtype=torch.bool)
-        if target.shape != input.shape:
-            counts = target != ignore_index
-        squares = torch.where(counts, lse.square(), 0)
-        if reduction == "none":
-            return squares
-        return squares.sum() / (counts.sum() if reduction == "mean" else 1)
-
-    if len(targets) == 1:
-        results = [loss_of(targets[0])]
-    else:
-        results = [lam * loss_of(targets[0]) + (1 - lam) * loss_of(targets[1])]
+    results = [losses[0] if len(losses) == 1 else lam * losses[0] + (1 - lam) * losses[1]]
     if return_lse:
-        results.append(_logsumexp(input))
+        results.append(lse)
     if return_correct:
-        target, dim = targets[0], _class_dim(input)
+        target, dim = targets[0], class_dim(input)
         finite = input.sum(dim).isnan().logical_not()
         results.append((input.argmax(dim) == target) & (target != ignore_index) & finite)
     return results
 
 
-def _logsumexp(input):
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return torch.logsumexp(input.to(wide), _class_dim(input))
+def logsumexp(input, keepdim=False):
+    return torch.logsumexp(input.to(wide_dtype(input)), class_dim(input), keepdim)
 
 
-def _class_dim(input):
+def wide_dtype(input):
+    """Of what is accumulated."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def class_dim(input):
     return 1 if input.dim() > 1 else 0
+
+
+def rows_of(input):
+    """The shape of ``input`` without its classes."""
+    return input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
