@@ -1,9 +1,12 @@
 """cross_entropy: log-softmax and the negative log-likelihood as one operator."""
 
+import functools
 from numbers import Real
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from imgfast.ops import cross_entropy_autograd as autograd
 from imgfast.ops import cross_entropy_stock as stock
@@ -12,6 +15,8 @@ _REDUCTIONS = {"none": autograd.NONE, "mean": autograd.MEAN, "sum": autograd.SUM
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 _HALVES = {torch.bfloat16, torch.float16}
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
+_STRIDED = torch.strided
+_in_functorch = torch._C._are_functorch_transforms_active
 _MAX_CLASSES = 2**24  # and the largest ignore_index, as in csrc/cross_entropy.h
 
 
@@ -78,9 +83,9 @@ def cross_entropy(
     Note:
         - Kept for backward: ``input``, ``target``, ``weight`` and two float32 numbers a row (the
           maximum and the sum of exponentials); for a reduced loss of up to 2^16 float32 or float64
-          logits, where a call costs more than the arithmetic, the gradient too. torch keeps
-          log-probabilities instead: there ``input`` may be overwritten before backward, here
-          autograd raises if it is.
+          logits, where a call costs more than the arithmetic, the gradient instead of the latter. torch
+          keeps log-probabilities: there ``input`` may be overwritten before backward; here that
+          raises, unless the gradient is kept and ``create_graph`` is not asked for.
         - bfloat16 and float16 are accumulated in float32. torch's own float16 mean over more than
           65504 rows is 0 on the CPU; here it is right.
         - The gradient has the strides of ``input`` where those are dense: channels_last stays.
@@ -103,14 +108,20 @@ def cross_entropy(
         targets, lam = _pair(target)
     if z_loss != 0 or return_correct:
         _check_extras(input, targets, z_loss, return_correct)
-    compiling = torch.compiler.is_compiling()
-    float_loss = torch.is_autocast_enabled("cpu")
+    compiling = is_compiling()
+    options = (_options if compiling else _options_again)(
+        reduction,
+        ignore_index,
+        label_smoothing,
+        lam,
+        z_loss,
+        torch.is_autocast_enabled("cpu"),
+        return_correct,
+    )
     plain = compiling or _is_plain(input, targets, weight)
-    if plain and float_loss and len(targets) == 1:
+    if plain and options and options.float_loss and len(targets) == 1:
         input, *targets = _autocast(input, *targets)
-    if not plain or not _has_kernel(
-        input, targets, weight, ignore_index, reduction, label_smoothing, float_loss
-    ):
+    if not (plain and options and _has_kernel(input, targets, weight, options)):
         results = stock.run(
             input,
             targets,
@@ -125,29 +136,12 @@ def cross_entropy(
         )
         return tuple(results) if len(results) > 1 else results[0]
 
-    target, other = targets if len(targets) > 1 else (*targets, None)
-    options = autograd.Options(
-        _REDUCTIONS[reduction],
-        ignore_index,
-        label_smoothing if label_smoothing > 0 else 0.0,
-        lam,
-        z_loss,
-    )
+    target, other = targets if len(targets) > 1 else (targets[0], None)
     if compiling:
-        loss, stats = torch.ops.imgfast.cross_entropy(
-            input, target, other, weight, *options, float_loss, return_correct
-        )
+        loss, stats = torch.ops.imgfast.cross_entropy(input, target, other, weight, *options)
     else:
         loss, stats = autograd.run(
-            input,
-            target,
-            other,
-            weight,
-            options,
-            float_loss,
-            return_lse,
-            return_correct,
-            grad_in_forward,
+            input, target, other, weight, options, return_lse, grad_in_forward
         )
     if not (return_lse or return_correct):
         return loss
@@ -180,38 +174,59 @@ def _check_extras(input, targets, z_loss, return_correct):
         raise ValueError("return_correct needs one target of class indices")
 
 
-def _has_kernel(input, targets, weight, ignore_index, reduction, label_smoothing, float_loss):
-    """Whether the arguments are right, and ours; torch's function answers all others."""
+def _options(reduction, ignore_index, label_smoothing, lam, z_loss, float_loss, correct):
+    """The kernels' options, or None if these are not right, or not ours."""
+    if not (
+        reduction in _REDUCTIONS
+        and isinstance(ignore_index, int)
+        and -_MAX_CLASSES <= ignore_index <= _MAX_CLASSES
+        and isinstance(label_smoothing, (float, int))
+        and label_smoothing <= 1
+    ):
+        return None
+    return autograd.Options(
+        _REDUCTIONS[reduction],
+        ignore_index,
+        label_smoothing if label_smoothing > 0 else 0.0,
+        lam,
+        z_loss,
+        float_loss,
+        correct,
+    )
+
+
+# The same arguments come again with every step. They are told apart by type: 1 from 1.0 and True.
+_options_again = functools.lru_cache(maxsize=64, typed=True)(_options)
+
+
+def _has_kernel(input, targets, weight, options):
+    """Whether the tensors are right, and ours; torch's function answers all others."""
     shape, dtype = input.shape, input.dtype
     dim = len(shape)
     if not (
         input.is_cpu
         and dtype in _DTYPES
         and dim > 0
-        and reduction in _REDUCTIONS
-        and isinstance(ignore_index, int)
-        and -_MAX_CLASSES <= ignore_index <= _MAX_CLASSES
-        and isinstance(label_smoothing, (float, int))
-        and label_smoothing <= 1
         and input.numel() > 0
         and shape[1 if dim > 1 else 0] <= _MAX_CLASSES
     ):
         return False
-    rows = shape[:1] + shape[2:] if dim > 1 else ()
+    rows = () if dim == 1 else shape[:1] if dim == 2 else shape[:1] + shape[2:]
     for target in targets:
         if not target.is_cpu:
             return False
-        if shape == target.shape:
-            if target.dtype != dtype or ignore_index >= 0 or len(targets) > 1:
+        target_shape = target.shape
+        if shape == target_shape:
+            if target.dtype != dtype or options.ignore_index >= 0 or len(targets) > 1:
                 return False
-        elif target.dtype != torch.int64 or target.shape != rows:
+        elif target.dtype != torch.int64 or target_shape != rows:
             return False
     if weight is None:
         return True
     return (
         weight.is_cpu
         and weight.shape == (shape[1] if dim > 1 else shape[0],)
-        and (weight.dtype == dtype or (float_loss and _widens_to_float(weight, input)))
+        and (weight.dtype == dtype or (options.float_loss and _widens_to_float(weight, input)))
         and (targets[0].is_floating_point() or not weight.requires_grad)
     )
 
@@ -224,9 +239,9 @@ def _is_plain(input, targets, weight):
     return (
         type(input) in _PLAIN
         and (weight is None or type(weight) in _PLAIN)
-        and input.layout is torch.strided
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        and input.layout is _STRIDED
+        and not _in_functorch()
+        and forward_ad._current_level < 0
     )
 
 

@@ -13,8 +13,10 @@ from imgfast.ops.cross_entropy_stock import class_dim, logsumexp, rows_of, wide_
 
 _forward = torch.ops.imgfast.cross_entropy.default
 _backward = torch.ops.imgfast.cross_entropy_backward.default
-_with_gradient = torch.ops.imgfast.cross_entropy_with_gradient.default
+_with_gradient = torch.ops.imgfast.cross_entropy_with_gradient.default._op  # without Python's part
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_in_functorch = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
 
 NONE, MEAN, SUM = 0, 1, 2  # as in csrc/cross_entropy.h
 _WIDE = {torch.float32, torch.float64}
@@ -22,26 +24,18 @@ SMALL = 1 << 16  # logits up to which a call costs more than the gradient, which
 
 
 class Options(NamedTuple):
-    """What is no tensor, in the order of the operators' schemas."""
+    """What is no tensor, in the order of the operators' schemas; backward takes the first five."""
 
     reduction: int
     ignore_index: int
     label_smoothing: float
     lam: float  # share of the first of a pair of targets
     z_loss: float
+    float_loss: bool
+    correct: bool
 
 
-def run(
-    input,
-    target,
-    other,
-    weight,
-    options,
-    float_loss,
-    with_lse=False,
-    with_correct=False,
-    grad_in_forward=False,
-):
+def run(input, target, other, weight, options, with_lse=False, grad_in_forward=False):
     """The kernel, eagerly; everything has been checked. ``other`` is the second target of a pair.
 
     Returns:
@@ -50,42 +44,33 @@ def run(
     """
     if torch.is_grad_enabled():
         rest = target.requires_grad or (weight is not None and weight.requires_grad)
-        if grad_in_forward and input.requires_grad and not rest and not with_lse:
-            result = _CrossEntropyWithGradient.apply(
-                input, target, other, weight, options, float_loss, with_correct
-            )
-            return result if with_correct else (result, None)
         if input.requires_grad or rest:
-            result = _CrossEntropy.apply(
-                input, target, other, weight, options, float_loss, with_lse, with_correct
-            )
-            return result if with_lse or with_correct else (result, None)
+            if not (rest or with_lse) and (
+                grad_in_forward
+                or (
+                    input.numel() <= SMALL
+                    and options.reduction != NONE
+                    and input.dtype in _WIDE  # others would be rounded before they are scaled
+                )
+            ):
+                result = _apply_with_gradient(
+                    input, target, other, weight, options, grad_in_forward
+                )
+            else:
+                result = _CrossEntropy.apply(input, target, other, weight, options, with_lse)
+            return result if with_lse or options.correct else (result, None)
     with _below_autograd():
-        return _forward(input, target, other, weight, *options, float_loss, with_correct)
+        return _forward(input, target, other, weight, *options)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, other, weight, options, float_loss, with_lse, with_correct):
-        arguments = (*options, float_loss, with_correct)
+    def forward(ctx, input, target, other, weight, options, with_lse):
         with _below_autograd():
-            if (
-                input.numel() <= SMALL
-                and ctx.needs_input_grad[0]
-                and options.reduction != NONE
-                and not with_lse
-                and input.dtype in _WIDE  # others would be rounded before they are scaled
-            ):
-                loss, stats, ctx.grad_input = _with_gradient(
-                    input, target, other, weight, *arguments
-                )
-                ctx.arguments = arguments
-            else:
-                loss, stats = _forward(input, target, other, weight, *arguments)
-                ctx.arguments = None
+            loss, stats = _forward(input, target, other, weight, *options)
         ctx.options = options
         ctx.save_for_backward(input, target, other, weight, stats)
-        if not (with_lse or with_correct):
+        if not (with_lse or options.correct):
             return loss
         if with_lse:
             ctx.set_materialize_grads(False)
@@ -95,44 +80,59 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, grad_stats=None):
-        return *_gradients(ctx, grad_loss, grad_stats), None, None, None, None
+        return *_gradients(ctx, grad_loss, grad_stats), None, None
 
 
 class _CrossEntropyWithGradient(torch.autograd.Function):
+    """Computes the gradient at input with the loss, for the first pass backward; for others too
+    unless this is ``once`` only. It calls as little as it can: that is what it is for."""
+
     @staticmethod
-    def forward(ctx, input, target, other, weight, options, float_loss, with_correct):
-        with _below_autograd():
-            loss, stats, ctx.grad_input = _with_gradient(
-                input, target, other, weight, *options, float_loss, with_correct
-            )
-        if not with_correct:
+    def forward(ctx, input, target, other, weight, options, once):
+        loss, stats, ctx.grad_input = _with_gradient(input, target, other, weight, *options)
+        ctx.options = options
+        if not once:
+            ctx.save_for_backward(input, target, other, weight)
+        ctx.once = once
+        if not options.correct:
             return loss
         ctx.mark_non_differentiable(stats)
         return loss, stats
 
     @staticmethod
     def backward(ctx, grad_loss, _=None):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "cross_entropy: the gradient of grad_in_forward is a constant; call with "
-                "grad_in_forward=False for create_graph"
-            )
         grad_input, ctx.grad_input = ctx.grad_input, None
-        if grad_input is None:
-            raise RuntimeError(
-                "cross_entropy: grad_in_forward keeps the gradient for one backward pass; call "
-                "with grad_in_forward=False to go backward twice"
-            )
-        return _scale_(grad_input, grad_loss), None, None, None, None, None, None
+        recorded = torch.is_grad_enabled() or _in_functorch()
+        if ctx.once:
+            if recorded:
+                raise RuntimeError(
+                    "cross_entropy: the gradient of grad_in_forward is a constant; call with "
+                    "grad_in_forward=False for create_graph"
+                )
+            if grad_input is None:
+                raise RuntimeError(
+                    "cross_entropy: grad_in_forward keeps the gradient for one backward pass; call "
+                    "with grad_in_forward=False to go backward twice"
+                )
+        elif recorded:
+            at_input, *_ = gradient_reference(grad_loss, None, *ctx.saved_tensors, ctx.options)
+            return at_input(), None, None, None, None, None
+        elif grad_input is None:  # it has been given away: the same bits again
+            *_, grad_input = _with_gradient(*ctx.saved_tensors, *ctx.options)
+        return _scale_(grad_input, grad_loss), None, None, None, None, None
+
+
+# Without what Function.apply does for torch.func, under which nothing comes here.
+_apply_with_gradient = super(torch.autograd.Function, _CrossEntropyWithGradient).apply
 
 
 def _scale_(grad_input, grad_loss):
     """From the gradient 1 at the loss to another one."""
-    if torch._C._functorch.is_legacy_batchedtensor(grad_loss):  # of is_grads_batched
+    if _is_batched(grad_loss):
         return grad_input * (grad_loss.unsqueeze(1) if grad_loss.dim() > 0 else grad_loss)
     if grad_loss.dim() > 0:
         grad_input.mul_(grad_loss.unsqueeze(1))
-    elif grad_loss.item() != 1:
+    elif grad_loss.tolist() != 1:  # its way to a number is shorter than that of item()
         grad_input.mul_(grad_loss)
     return grad_input
 
@@ -152,17 +152,11 @@ def _gradients(ctx, grad_loss, grad_stats):
     if grad_stats is not None:
         grad_lse = grad_stats[: input.numel() // input.shape[class_dim(input)]]
     grad_input = None
-    if needs_input and not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
+    if needs_input and not (torch.is_grad_enabled() or _in_functorch()):
         with _below_autograd():
-            if ctx.arguments is not None:
-                grad_input, ctx.grad_input = ctx.grad_input, None
-                if grad_input is None:  # it has been given away: the same bits again
-                    *_, grad_input = _with_gradient(input, target, other, weight, *ctx.arguments)
-                grad_input = _scale_(grad_input, grad_loss)
-            else:
-                grad_input = _backward(
-                    grad_loss, grad_lse, input, target, other, weight, stats, *ctx.options
-                )
+            grad_input = _backward(
+                grad_loss, grad_lse, input, target, other, weight, stats, *ctx.options[:5]
+            )
         if not (needs_target or needs_weight):
             return grad_input, None, None, None
         needs_input = False
@@ -285,9 +279,8 @@ def _(grad_loss, grad_lse, input, *arguments):
 
 
 def _setup_forward(ctx, inputs, output):
-    input, target, other, weight, *options, _, _ = inputs
+    input, target, other, weight, *options = inputs
     ctx.set_materialize_grads(False)
-    ctx.arguments = None
     ctx.options = Options(*options)
     ctx.save_for_backward(input, target, other, weight, output[1])
 
