@@ -83,9 +83,9 @@ def cross_entropy(
     Note:
         - Kept for backward: ``input``, ``target``, ``weight`` and two float32 numbers a row (the
           maximum and the sum of exponentials); for a reduced loss of up to 2^16 float32 or float64
-          logits, where a call costs more than the arithmetic, the gradient instead of the latter. torch
-          keeps log-probabilities: there ``input`` may be overwritten before backward; here that
-          raises, unless the gradient is kept and ``create_graph`` is not asked for.
+          logits, where a call costs more than the arithmetic, the gradient instead of the latter.
+          torch keeps log-probabilities: there ``input`` may be overwritten before backward; here
+          that raises, unless the gradient is kept and ``create_graph`` is not asked for.
         - bfloat16 and float16 are accumulated in float32. torch's own float16 mean over more than
           65504 rows is 0 on the CPU; here it is right.
         - The gradient has the strides of ``input`` where those are dense: channels_last stays.

@@ -101,24 +101,22 @@ class _CrossEntropyWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _=None):
-        grad_input, ctx.grad_input = ctx.grad_input, None
-        recorded = torch.is_grad_enabled() or _in_functorch()
-        if ctx.once:
-            if recorded:
+        if torch.is_grad_enabled() or _in_functorch():
+            if ctx.once:
                 raise RuntimeError(
                     "cross_entropy: the gradient of grad_in_forward is a constant; call with "
                     "grad_in_forward=False for create_graph"
                 )
-            if grad_input is None:
+            at_input, *_ = gradient_reference(grad_loss, None, *ctx.saved_tensors, ctx.options)
+            return at_input(), None, None, None, None, None
+        grad_input, ctx.grad_input = ctx.grad_input, None
+        if grad_input is None:  # it has been given away
+            if ctx.once:
                 raise RuntimeError(
                     "cross_entropy: grad_in_forward keeps the gradient for one backward pass; call "
                     "with grad_in_forward=False to go backward twice"
                 )
-        elif recorded:
-            at_input, *_ = gradient_reference(grad_loss, None, *ctx.saved_tensors, ctx.options)
-            return at_input(), None, None, None, None, None
-        elif grad_input is None:  # it has been given away: the same bits again
-            *_, grad_input = _with_gradient(*ctx.saved_tensors, *ctx.options)
+            *_, grad_input = _with_gradient(*ctx.saved_tensors, *ctx.options)  # the same bits
         return _scale_(grad_input, grad_loss), None, None, None, None, None
 
 
