@@ -153,9 +153,9 @@ static void finish_losses(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
   }
 }
 
-// total, hit and smooth, from the normaliser; for probabilities mass must be there already. A row
-// that does not count has gradients of 0, or NaN if it has a NaN or a sum that is none: as in
-// PyTorch.
+// total, hit and smooth, from the normaliser; for probabilities mass must be there already, and
+// that of a tile's rows is in its state. A row that does not count has gradients of 0, or NaN if it
+// has a NaN or a sum that is none: as in PyTorch.
 template <class X, Targets kTargets>
 static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms,
                             const Batch<X>& b) {
@@ -179,7 +179,7 @@ static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms
       auto counts = X::first(left);
       V hit = scaled;
       if constexpr (kTargets == Targets::kProbability) {
-        total = X::mul(hit, X::load(b.mass + i));
+        if (!a.mass) total = X::mul(hit, X::load(b.mass + i));
       } else {
         counts = X::ge(X::load(of.y + i), X::zero());
         hit = X::mul(X::mul(hit, X::set1(terms.share)), X::load(of.weight + i));
@@ -199,6 +199,9 @@ static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms
     if constexpr (kTargets == Targets::kSmoothedIndex) {
       X::store(b.smooth + i, smooth);
       total = X::fma(smooth, X::set1(terms.weight_sum), total);
+    }
+    if (a.mass) {  // of all classes, where not all are here
+      total = X::mul(grad, X::load(static_cast<const T*>(a.mass) + b.row + i, left));
     }
     if (a.grad_lse) {
       total = X::add(total, X::load(static_cast<const T*>(a.grad_lse) + b.row + i, left));
