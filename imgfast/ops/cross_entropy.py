@@ -174,15 +174,19 @@ def _check_extras(input, targets, z_loss, return_correct):
         raise ValueError("return_correct needs one target of class indices")
 
 
-def _options(reduction, ignore_index, label_smoothing, lam, z_loss, float_loss, correct):
-    """The kernels' options, or None if these are not right, or not ours."""
-    if not (
+def are_options_right(reduction, ignore_index, label_smoothing):
+    return (
         reduction in _REDUCTIONS
         and isinstance(ignore_index, int)
         and -_MAX_CLASSES <= ignore_index <= _MAX_CLASSES
         and isinstance(label_smoothing, (float, int))
         and label_smoothing <= 1
-    ):
+    )
+
+
+def _options(reduction, ignore_index, label_smoothing, lam, z_loss, float_loss, correct):
+    """The kernels' options, or None if these are not right, or not ours."""
+    if not are_options_right(reduction, ignore_index, label_smoothing):
         return None
     return autograd.Options(
         _REDUCTIONS[reduction],

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 
 from imgfast.ops import linear_cross_entropy_autograd as autograd
 from imgfast.ops import linear_cross_entropy_tiles as tiles
-from imgfast.ops.cross_entropy import _DTYPES, _HALVES, _PLAIN, _REDUCTIONS, cross_entropy
+from imgfast.ops.cross_entropy import (
+    _DTYPES,
+    _HALVES,
+    _PLAIN,
+    _REDUCTIONS,
+    are_options_right,
+    cross_entropy,
+)
 
 SMALL = 1 << 20  # logits up to which the composition is faster
 
@@ -155,10 +162,7 @@ def tile_options(
             target.dtype == torch.int64
             or (target.dim() == 2 and fits(target) and not target.requires_grad)
         )
-        and reduction in _REDUCTIONS
-        and isinstance(ignore_index, int)
-        and isinstance(label_smoothing, (float, int))
-        and label_smoothing <= 1
+        and are_options_right(reduction, ignore_index, label_smoothing)
     ):
         return None
     if weight is not None and not (
