@@ -112,7 +112,7 @@ def test_exp2():
     np.testing.assert_allclose(y, expected, rtol=2.0**-22)
 
 
-# --- the profile ------------------------------------------------------------------------------------
+# --- the profile --------------------------------------------------------------------------------
 
 
 def _cost(function: str, *arguments, **fields) -> tuple[int, int]:
@@ -165,7 +165,7 @@ def test_profile_of_ldmatrix(row_bytes, passes):
     assert cost == (passes, 4)
 
 
-# --- a run's arguments --------------------------------------------------------------------------------
+# --- a run's arguments --------------------------------------------------------------------------
 
 
 def test_output_must_be_written():
