@@ -22,7 +22,7 @@ def _cubin(binding: str, folder: Path) -> Path:
     except toolchain.BuildError as error:
         pytest.skip(str(error))
     cubin = folder / f"{binding}.cubin"
-    includes = [f"-I{path}" for path in (simt_build.HERE / "include", *simt_build.KERNEL_INCLUDES)]
+    includes = [f"-I{path}" for path in (simt_build.INCLUDE, *simt_build.KERNEL_INCLUDES)]
     source = simt_build.BINDINGS / f"{binding}.cpp"
     command = [nvcc, "-x", "cu", "-std=c++20", "-arch=sm_80", "-cubin", "-Xcompiler=-Wall"]
     done = subprocess.run(
