@@ -177,7 +177,13 @@ __device__ __forceinline__ void store(void* p, const V& value) {
   simt::store(p, value);
 #else
   using Bits = typename detail::Bits<sizeof(V)>::type;
-  *static_cast<Bits*>(p) = __builtin_bit_cast(Bits, value);
+  const Bits bits = __builtin_bit_cast(Bits, value);
+  if constexpr (sizeof(V) == 16) {
+    // An assignment to global memory is sometimes taken apart, and not put together again. Which
+    // memory it is, the compiler knows.
+    if (!__isShared(p)) return __stwb(static_cast<Bits*>(p), bits);
+  }
+  *static_cast<Bits*>(p) = bits;
 #endif
 }
 
