@@ -73,6 +73,14 @@ inline bool takes_wide_planes(const CrossEntropyArgs& a) {
 
 }  // namespace cross_entropy_detail
 
+// Rows in about so many parts.
+inline RowParts cut_rows(const CrossEntropyArgs& a, int parts) {
+  using namespace cross_entropy_detail;
+  const int vectors = ceil_div(a.C, 16 / element_bytes(a));
+  const int each = ceil_div(ceil_div(vectors, parts), kRowThreads) * kRowThreads;
+  return {ceil_div(vectors, each), each};
+}
+
 // The plan of a call, the strides of which may then be told more simply.
 inline CrossEntropyPlan choose_cross_entropy(CrossEntropyArgs& a) {
   using namespace cross_entropy_detail;
@@ -91,11 +99,8 @@ inline CrossEntropyPlan choose_cross_entropy(CrossEntropyArgs& a) {
   } else {
     plan.kernel = CrossEntropyKernel::kBlock;
     if (a.C > kBatchClasses<kRowThreads> && a.rows < kBusyBlocks) {
-      const int vectors = ceil_div(a.C, 16 / element_bytes(a));
-      const int parts =
-          std::min(ceil_div(a.C, kBatchClasses<kRowThreads>), ceil_div(kBusyBlocks, a.rows));
-      const int each = ceil_div(ceil_div(vectors, parts), kRowThreads) * kRowThreads;
-      plan.parts = {ceil_div(vectors, each), each};
+      plan.parts = cut_rows(
+          a, std::min(ceil_div(a.C, kBatchClasses<kRowThreads>), ceil_div(kBusyBlocks, a.rows)));
     }
   }
   return plan;

@@ -89,15 +89,18 @@ __device__ __forceinline__ T* row_of(const RowsView& view, const CrossEntropyArg
   return static_cast<T*>(view.data) + sample * view.outer_stride + row * view.inner_stride;
 }
 
-// Where the 16-byte vectors of a row [C] lie: behind `head` single elements; up to
-// kVectorWidth - 1 more follow them. Rows of odd C begin anywhere, and still are read by vectors.
+// Where the 16-byte vectors of a row [C] lie: behind `head` single elements, so that they begin
+// with a sector of 32 bytes and a warp's vectors share none with another's; fewer than kVectorWidth
+// single elements follow them. Rows of odd C begin anywhere, and still are read by vectors.
 template <class T>
 struct RowSpan {
   static constexpr int kWidth = kVectorWidth<T>;
-  int head, vectors, singles;  // singles: those of both ends together
+  int head, vectors, singles;  // singles: those of both ends together, fewer than 32
 
   __device__ __forceinline__ RowSpan(const T* row, int C) {
-    head = (kWidth - misalignment(row)) % kWidth;
+    constexpr int kSector = 32 / static_cast<int>(sizeof(T));
+    const int past = static_cast<int>(reinterpret_cast<std::uintptr_t>(row) % 32 / sizeof(T));
+    head = (kSector - past) % kSector;
     if (head > C) head = C;
     vectors = (C - head) / kWidth;
     singles = C - vectors * kWidth;

@@ -8,6 +8,7 @@
 
 #include "cuda/cross_entropy_args.cuh"
 #include "cuda/cross_entropy_memory.cuh"
+#include "cuda/ptx.cuh"
 
 namespace imgfast::cuda {
 
@@ -17,7 +18,7 @@ constexpr int kNoClass = 0x7fffffff;  // later than all classes
 // exp(d) in one ex2.
 __device__ __forceinline__ float exp_of(float d) {
   constexpr float kLog2E = 1.44269504f;
-  return exp2f(d * kLog2E);
+  return exp2_fast(d * kLog2E);
 }
 
 // What differences are taken from.
