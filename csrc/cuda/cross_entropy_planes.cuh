@@ -185,7 +185,7 @@ struct PlaneRows {
 };
 
 template <class T, Targets kTargets, int kWidth>
-__global__ void __launch_bounds__(kPlaneThreads, 4)
+__global__ void __launch_bounds__(kPlaneThreads, 3)
     cross_entropy_forward_planes_kernel(CrossEntropyArgs a) {
   RowSums sums{};
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kPlaneThreads * kWidth;
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 4)
 }
 
 template <class T, Targets kTargets, int kWidth>
-__global__ void __launch_bounds__(kPlaneThreads, 4)
+__global__ void __launch_bounds__(kPlaneThreads, 3)
     cross_entropy_backward_planes_kernel(CrossEntropyArgs a) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kPlaneThreads * kWidth;
   for (std::int64_t row =

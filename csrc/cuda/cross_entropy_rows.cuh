@@ -109,12 +109,10 @@ struct RowPart {
   }
 };
 
-// Blocks that a multiprocessor has room for: with two of a row each, one loads while the other
-// reduces. Probabilities take as many registers again as logits.
+// Blocks that a multiprocessor has room for. With two of a row each, one loads while the other
+// reduces; weights and probabilities take too many registers for that.
 template <Targets kTargets, int kThreads>
-constexpr int kMinBlocks = kThreads == 32                      ? 4
-                           : kTargets == Targets::kProbability ? 1
-                                                               : 2;
+constexpr int kMinBlocks = kThreads == 32 ? 4 : kTargets == Targets::kIndex ? 2 : 1;
 
 // The logits of a row's targets, which its leader reads by themselves.
 template <class T>

@@ -130,7 +130,7 @@ struct StagedThread {
 };
 
 template <class T, Targets kTargets, bool kForward>
-__global__ void __launch_bounds__(kStagedThreads, 6)
+__global__ void __launch_bounds__(kStagedThreads, 5)
     cross_entropy_staged_kernel(CrossEntropyArgs a) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const StagedLayout<T, kTargets> layout(a.C);
