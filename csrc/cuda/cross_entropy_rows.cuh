@@ -234,9 +234,10 @@ __global__ void __launch_bounds__(RowGroup<kThreads>::kBlockThreads, kMinBlocks<
 
     // Load. The first batch is under way while the leader works out the factors.
     typename Part::Batch of_x, of_t;
+    constexpr bool kSums = kTargets == Targets::kProbability;  // a tile's state has done it
     float mass = 0;
     bool loaded = true;
-    if (kTargets == Targets::kProbability && parts.count == 1 && !a.is_tile()) {
+    if (kSums && parts.count == 1 && !a.is_tile()) {
       mass = group.sum(part.sum_probabilities(of_t));
       loaded = part.is_one_batch();  // which of_t still is
       if (loaded) of_x.load_from(part.x, part.span, part.first, part.end, part.thread);
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(RowGroup<kThreads>::kBlockThreads, kMinBlocks<
     // Reduce.
     RowGradient g{};
     if (group.thread == 0) {
-      if (kTargets == Targets::kProbability && parts.count > 1) {
+      if (kSums && parts.count > 1 && !a.is_tile()) {
         for (int i = 0; i < parts.count; i++) mass += a.mass_parts[row * parts.count + i];
       }
       if (kTargets == Targets::kSmoothedIndex) mass = weight_sum(a);

@@ -69,14 +69,14 @@ def run(
     parts=0,
     **options,
 ):
-    """Forward, or backward if there are ``stats`` or a tile's ``grad_loss``; with ``gradient``
-    that is written too. ``state`` [4, rows] makes it a tile."""
+    """Forward, or backward if there is ``grad_loss``; with ``gradient`` that is written too.
+    ``state`` [4, rows] makes it a tile, the gradient of which takes the place of x."""
     x, rows = call.x, call.rows
     outer, C, inner = x.shape
     probabilities = call.target.dim() == 3
     is_backward = grad_loss is not None
     reduced = call.reduction != "none"
-    in_place = gradient is x
+    in_place = state is not None and is_backward
     if state is not None:
         loss, memory = None, simt.inout(state) if not is_backward else state
     elif is_backward:
@@ -91,11 +91,8 @@ def run(
     used = torch.zeros(2, dtype=torch.int32)
     num_classes = num_classes or C
     x_view = memory_of(x, simt.inout if in_place else lambda memory: memory)
-    if gradient is None:
-        g_view = NO_VIEW
-    elif in_place:
-        g_view = x_view
-    else:
+    g_view = NO_VIEW
+    if gradient is not None:
         g_view = memory_of(gradient, lambda memory: simt.out(memory, partial=True))
     profile = module.run(
         "cross_entropy",

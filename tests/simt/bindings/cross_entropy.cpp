@@ -48,7 +48,8 @@ SIMT_EXPORT int cross_entropy(int is_backward, int is_tile, int kernel, int max_
   const int width = a.dtype == DType::kFloat32 ? 4 : 2;
   a.logits = view(logits, width, x_offset, x_outer, x_inner, x_class);
   a.probabilities = view(probabilities, width, t_offset, t_outer, t_inner, t_class);
-  a.grad_logits = view(gradient, width, g_offset, g_outer, g_inner, g_class);
+  const bool in_place = is_tile && is_backward;
+  a.grad_logits = in_place ? a.logits : view(gradient, width, g_offset, g_outer, g_inner, g_class);
   a.target[0] = target;
   a.target[1] = other_target;
   a.weight = weight;
