@@ -52,17 +52,20 @@ __device__ __forceinline__ void copy_by_warp(const T* from, T* to, int n, int la
   for (int i = done + lane; i < n; i += 32) to[i] = from[i];
 }
 
-// A thread's row in the stage. Where C is even, rows begin in the same few banks: each thread then
-// begins at a class of its own.
+// A thread's row in the stage. Rows of as many words as have a factor in common with the 32 banks
+// begin in the same banks: their threads begin at words of their own, and go round.
 template <class T>
 struct StagedRow {
   T* data;
   int C, start;
 
   __device__ __forceinline__ StagedRow(T* stage, int C_, int lane)
-      : data(stage + lane * C_),
-        C(C_),
-        start(C_ % 2 == 0 ? lane * (4 / static_cast<int>(sizeof(T))) % C_ : 0) {}
+      : data(stage + lane * C_), C(C_), start(0) {
+    constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));
+    if (C % kOfWord != 0) return;
+    const int words = C / kOfWord, factor = words & -words;  // the largest power of two in it
+    start = lane * (factor < 32 ? factor : 32) / 32 * kOfWord;
+  }
 
   template <class F>
   __device__ __forceinline__ void for_each_class(F f) const {
