@@ -98,9 +98,9 @@ def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None
     kernels = [path for folder in kernel_includes for path in _headers(folder)]
     key = _hash(command, [source, *_headers(HERE / "include"), *kernels])
     runtime = _runtime(includes)
-    library = BUILD / f"{source.stem}-{key}-{runtime.stem}.so"
+    library = BUILD / f"{source.stem}-{key}-{runtime.stem.removeprefix('runtime-')}.so"
     if not library.exists():
-        kernel = _compile(command, f'#include "{source}"\n', f"{source.stem}-{key}")
+        kernel = _compile(command, source, f"{source.stem}-{key}")
         partial = library.with_suffix(f".{os.getpid()}.so")
         # Without the sanitizers' flag, which would link their library.
         _run([compiler(), "-shared", "-Wl,--no-undefined", "-o", partial, kernel, runtime])
@@ -113,16 +113,17 @@ def _runtime(includes: Sequence[str]) -> Path:
     sources = sorted((HERE / "src").glob("*.cpp"))
     command = [compiler(), *RUNTIME, *includes]
     key = _hash(command, [*sources, *_headers(HERE / "src"), *_headers(HERE / "include")])
-    return _compile(command, "".join(f'#include "{path}"\n' for path in sources), key)
+    together = BUILD / "runtime.cpp"
+    toolchain.write_if_changed(together, "".join(f'#include "{path}"\n' for path in sources))
+    return _compile(command, together, f"runtime-{key}")
 
 
-def _compile(command: Sequence[object], text: str, name: str) -> Path:
-    """The object file of a text in C++."""
+def _compile(command: Sequence[object], source: Path, name: str) -> Path:
+    """The object file of a source."""
     compiled = BUILD / f"{name}.o"
     if not compiled.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
         partial = compiled.with_suffix(f".{os.getpid()}.o")
-        _run([*command, "-c", "-o", partial, "-x", "c++", "-"], text)
+        _run([*command, "-c", "-o", partial, source])
         partial.replace(compiled)  # at once: other processes may build the same
     return compiled
 
@@ -148,8 +149,7 @@ def _output(command: Sequence[str]) -> str:
     return _tool_output(tuple(command))
 
 
-def _run(command: Sequence[object], text: str = "") -> None:
-    words = [str(part) for part in command]
-    done = subprocess.run(words, input=text, capture_output=True, text=True)
+def _run(command: Sequence[object]) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise CompileError(done.stderr)
