@@ -41,7 +41,7 @@ struct CrossEntropyArgs {
   const float* grad_lse;  // [rows] or null
   float *mass, *dot;      // tiles: [rows] the state with maximum and sum; else null
 
-  // Scratch of the call; see workspace_of in cross_entropy_launch.cuh.
+  // Scratch of the call; see cross_entropy_workspace in cross_entropy_launch.cuh.
   float* block_sums;      // [blocks, 8] RowSums
   Normaliser* row_parts;  // [rows, parts] of a row that is cut
   float* mass_parts;      // [rows, parts] backward: the sums of u_c
