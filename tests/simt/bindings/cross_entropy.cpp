@@ -13,6 +13,33 @@ RowsView view(void* data, int width, std::int64_t offset, std::int64_t outer, st
   return {data ? static_cast<char*>(data) + offset * width : nullptr, outer, inner, classes};
 }
 
+#ifdef FEW_INSTANCES  // for mutants, each of which is built: float, smoothed and probabilities
+
+cudaError_t start(bool is_backward, const CrossEntropyArgs& a, const CrossEntropyPlan& plan,
+                  float* workspace) {
+  cross_entropy_detail::Launcher launcher(a, plan, workspace, nullptr);
+  const auto run = [&](auto targets) {
+    constexpr Targets kTargets = decltype(targets)::value;
+    is_backward ? launcher.backward<float, kTargets>() : launcher.forward<float, kTargets>();
+  };
+  if (a.target[0]) {
+    run(std::integral_constant<Targets, Targets::kSmoothedIndex>{});
+  } else {
+    run(std::integral_constant<Targets, Targets::kProbability>{});
+  }
+  return launcher.error;
+}
+
+#else
+
+cudaError_t start(bool is_backward, const CrossEntropyArgs& a, const CrossEntropyPlan& plan,
+                  float* workspace) {
+  return is_backward ? cuda::cross_entropy_backward(a, plan, workspace, nullptr)
+                     : cuda::cross_entropy_forward(a, plan, workspace, nullptr);
+}
+
+#endif
+
 }  // namespace
 
 // kernel: one to use whatever would be chosen, or -1; max_blocks, parts: 0 leaves them as chosen.
@@ -73,6 +100,5 @@ SIMT_EXPORT int cross_entropy(int is_backward, int is_tile, int kernel, int max_
   if (cross_entropy_workspace(a, plan) > workspace_floats) return cudaErrorMemoryAllocation;
   used[0] = static_cast<int>(plan.kernel);
   used[1] = plan.parts.count;
-  return is_backward ? cuda::cross_entropy_backward(a, plan, workspace, nullptr)
-                     : cuda::cross_entropy_forward(a, plan, workspace, nullptr);
+  return start(is_backward != 0, a, plan, workspace);
 }
