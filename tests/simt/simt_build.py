@@ -20,7 +20,7 @@ import toolchain  # build_backend/toolchain.py
 HERE = Path(__file__).resolve().parent
 BINDINGS = HERE / "bindings"
 BUILD = toolchain.ROOT / "build" / "simt"
-KERNEL_INCLUDES = (toolchain.ROOT / "csrc",)
+KERNEL_INCLUDES = (toolchain.ROOT / "csrc", BINDINGS)
 
 # A folder to look into before csrc/: the mutation runner puts a changed kernel file there.
 OVERLAY = "SIMT_OVERLAY"
@@ -91,12 +91,12 @@ def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None
         overlay: a folder that is searched for kernel files before csrc/.
     """
     overlay = overlay or (Path(os.environ[OVERLAY]) if OVERLAY in os.environ else None)
-    kernel_includes = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
+    folders = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
     includes = [f"-I{HERE / 'include'}", "-isystem", str(cuda_include())]
     command = [compiler(), *KERNEL, *(f"-D{macro}" for macro in defines), *includes]
-    command += [f"-I{folder}" for folder in kernel_includes]
-    kernels = [path for folder in kernel_includes for path in _headers(folder)]
-    key = _hash(command, [source, *_headers(HERE / "include"), *kernels])
+    headers = [path for folder in (HERE / "include", *folders) for path in _headers(folder)]
+    key = _hash(command, [source, *headers])  # without the overlay's name: the same mutant is kept
+    command += [f"-I{folder}" for folder in folders]
     runtime = _runtime(includes)
     library = BUILD / f"{source.stem}-{key}-{runtime.stem.removeprefix('runtime-')}.so"
     if not library.exists():

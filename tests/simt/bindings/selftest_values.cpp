@@ -145,6 +145,7 @@ __global__ void vector_copy_kernel(const float* x, float* y) {
 __global__ void strided_shared_kernel(float* y, int stride) {
   __shared__ float row[32 * 33];
   row[static_cast<int>(threadIdx.x) * stride] = 1.0f;
+  __syncwarp();
   y[threadIdx.x] = row[static_cast<int>(threadIdx.x) * stride];
 }
 
@@ -190,8 +191,7 @@ SIMT_EXPORT int copy(const float* x, float* y, int bytes, int n) {
 }
 SIMT_EXPORT int mma_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, const float* c, float* d,
                          bool by_ldmatrix) {
-  const auto kernel =
-      by_ldmatrix ? ldmatrix_mma_kernel<__nv_bfloat16> : mma_kernel<__nv_bfloat16>;
+  const auto kernel = by_ldmatrix ? ldmatrix_mma_kernel<__nv_bfloat16> : mma_kernel<__nv_bfloat16>;
   return launch(kernel, dim3(1), dim3(32), 0, nullptr, a, b, c, d);
 }
 SIMT_EXPORT int mma_f16(const __half* a, const __half* b, const float* c, float* d,
@@ -202,7 +202,7 @@ SIMT_EXPORT int mma_f16(const __half* a, const __half* b, const float* c, float*
 SIMT_EXPORT int mma_tf32(const float* a, const float* b, const float* c, float* d) {
   return launch(mma_tf32_kernel, dim3(1), dim3(32), 0, nullptr, a, b, c, d);
 }
-SIMT_EXPORT int exp2(const float* x, float* y, int n) {
+SIMT_EXPORT int exp2_of(const float* x, float* y, int n) {
   return launch(exp2_kernel, dim3(1), dim3(32), 0, nullptr, x, y, n);
 }
 SIMT_EXPORT int strided_read(const float* x, float* y, int stride) {

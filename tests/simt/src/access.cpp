@@ -3,7 +3,6 @@
 
 #include <cstring>
 
-#include "module.h"
 #include "report.h"
 
 namespace simt {
@@ -32,11 +31,6 @@ void stop_at_limit(std::uint32_t site) {
   stop("endless", place(site),
        std::to_string(machine.options.limit) + " accesses and no end, the last one by " +
            thread_name(machine.current->id));
-}
-
-// constexpr tables and literals of the module.
-bool readable_constant(std::uintptr_t address) {
-  return address >= module().base && address < module().end && !machine.memory.in_shared(address);
 }
 
 void read(void* to, const void* from, std::size_t bytes, Cache cache) {
