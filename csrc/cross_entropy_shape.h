@@ -40,9 +40,8 @@ inline std::optional<RowsView> view_rows(const Tensor& x) {
     }
     next *= sizes[d];
   }
-  if (next < 0)
-    view.inner_stride =
-        strides[0];  // one position a sample: make_params counts samples as positions
+  // One position a sample: CrossEntropyShape counts samples as positions.
+  if (next < 0) view.inner_stride = strides[0];
   return view;
 }
 
@@ -62,6 +61,7 @@ struct CrossEntropyOptions {
   double label_smoothing, lam, z_loss;
 };
 
+// Of one call. Samples of one position each count as positions of one sample.
 struct CrossEntropyShape {
   CrossEntropyParams params{};
   int64_t rows;

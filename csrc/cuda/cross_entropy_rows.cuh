@@ -112,7 +112,9 @@ struct RowPart {
 // Blocks that a multiprocessor has room for. With two of a row each, one loads while the other
 // reduces; weights and probabilities take too many registers for that.
 template <Targets kTargets, int kThreads>
-constexpr int kMinBlocks = kThreads == 32 ? 4 : kTargets == Targets::kIndex ? 2 : 1;
+constexpr int kMinBlocks = kThreads == 32                ? 4
+                           : kTargets == Targets::kIndex ? 2
+                                                         : 1;
 
 // The logits of a row's targets, which its leader reads by themselves.
 template <class T>
