@@ -19,30 +19,75 @@ namespace {
 
 thread_local cpu::Scratch thread_buffer;
 
-// What kernel(args, first row, last row + 1, scratch) gives for each chunk of the rows, in parallel
-// if there is more than one. Chunks depend on the shape alone, so that sums over them do not depend
-// on the number of threads.
-template <class Part>
-std::vector<Part> map_chunks(const cpu::CrossEntropyArgs& args, int64_t rows,
-                             Part (*kernel)(const cpu::CrossEntropyArgs&, int64_t, int64_t,
-                                            void*)) {
-  const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
-  const int64_t chunk_rows = kernels.chunk_rows(args), scratch = kernels.scratch(args);
-  const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
-  std::vector<Part> parts(chunks);
+// What function(i, scratch) gives for each of n units, in parallel if there is more than one.
+template <class Result, class Function>
+std::vector<Result> map_units(const cpu::CrossEntropyArgs& args, int64_t n, Function function) {
+  const int64_t scratch = cpu::kernels().cross_entropy.scratch(args);
+  std::vector<Result> results(n);
   const auto range = [&](int64_t begin, int64_t end) {
     void* buffer = thread_buffer.reserve(scratch);
-    for (int64_t chunk = begin; chunk < end; chunk++) {
-      parts[chunk] =
-          kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows), buffer);
-    }
+    for (int64_t i = begin; i < end; i++) results[i] = function(i, buffer);
   };
-  if (chunks == 1) {
+  if (n == 1) {
     range(0, 1);
-  } else if (chunks > 1) {
-    torch::stable::parallel_for(0, chunks, 1, range);
+  } else if (n > 1) {
+    torch::stable::parallel_for(0, n, 1, range);
   }
+  return results;
+}
+
+// What kernel(args, first row, last row + 1, scratch) gives for each chunk of the rows. Chunks, and
+// parts, depend on the shape alone, so that sums over them do not depend on the number of threads.
+template <class Result>
+std::vector<Result> map_chunks(const cpu::CrossEntropyArgs& args, int64_t rows,
+                               Result (*kernel)(const cpu::CrossEntropyArgs&, int64_t, int64_t,
+                                                void*)) {
+  const int64_t chunk = cpu::kernels().cross_entropy.chunk_rows(args);
+  return map_units<Result>(args, (rows + chunk - 1) / chunk, [&](int64_t i, void* scratch) {
+    return kernel(args, i * chunk, std::min(rows, (i + 1) * chunk), scratch);
+  });
+}
+
+// What function(part i, i, scratch) gives for each part of `classes` of the classes.
+template <class Result, class Function>
+std::vector<Result> map_parts(const CrossEntropyCall& call, int64_t classes, Function function) {
+  const int64_t C = call.params.C;
+  return map_units<Result>(call.args, (C + classes - 1) / classes, [&](int64_t i, void* scratch) {
+    CrossEntropyCall::Part part(call, i * classes, std::min(classes, C - i * classes));
+    return function(part, i, scratch);
+  });
+}
+
+// If the classes are to be shared out: [parts, 4, rows], which forward joins.
+std::optional<Tensor> normalise_parts(CrossEntropyCall& call) {
+  const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
+  const int64_t classes = kernels.part_classes(call.args);
+  if (classes >= call.params.C) return std::nullopt;
+  call.args.num_parts = (call.params.C + classes - 1) / classes;
+  Tensor parts = empty({{call.args.num_parts, 4, call.rows}}, call.compute);
+  char* const data = static_cast<char*>(parts.data_ptr());
+  const int64_t row_bytes = call.rows * call.width();
+  map_parts<char>(call, classes, [&](CrossEntropyCall::Part& part, int64_t i, void* scratch) {
+    part.use_parts(data + 4 * i * row_bytes, row_bytes);
+    kernels.normalise_part(part.args, 0, call.rows, scratch);
+    return 0;
+  });
+  call.args.parts = data;
   return parts;
+}
+
+// The gradient, from the normaliser.
+void run_backward(const CrossEntropyCall& call) {
+  const cpu::CrossEntropyKernels& kernels = cpu::kernels().cross_entropy;
+  const int64_t classes = kernels.part_classes(call.args);
+  const auto bad_rows =
+      classes >= call.params.C
+          ? map_chunks(call.args, call.rows, kernels.backward)
+          : map_parts<int64_t>(call, classes,
+                               [&](const CrossEntropyCall::Part& part, int64_t, void* scratch) {
+                                 return kernels.backward(part.args, 0, call.rows, scratch);
+                               });
+  for (int64_t bad_row : bad_rows) call.check_target(bad_row);
 }
 
 // The loss and stats; and the gradient at input if there is to be one.
@@ -70,6 +115,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
     call.set_grad_scales(1);
   }
 
+  const std::optional<Tensor> parts = normalise_parts(call);
   cpu::CrossEntropySums sums{};
   for (const cpu::CrossEntropySums& part :
        map_chunks(args, call.rows, cpu::kernels().cross_entropy.forward)) {
@@ -84,6 +130,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> run_forward(
   call.count_probabilities(sums);
   call.set_divisors(sums);
   if (reduced) call.write_reduced(sums, loss.data_ptr(), loss_dtype);
+  if (gradient && parts) run_backward(call);
   return {loss, stats, gradient ? std::optional<Tensor>(gradient->finish()) : std::nullopt};
 }
 
@@ -141,10 +188,7 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tenso
     args.grad_lse = of_lse->data_ptr();
   }
   CrossEntropyCall::Gradient gradient(input, args);
-
-  for (int64_t bad_row : map_chunks(args, call.rows, cpu::kernels().cross_entropy.backward)) {
-    call.check_target(bad_row);
-  }
+  run_backward(call);
   return gradient.finish();
 }
 

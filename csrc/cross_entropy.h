@@ -30,7 +30,7 @@ inline constexpr int64_t kMaxClasses = 1 << 24;
 struct CrossEntropyParams {
   int64_t outer, inner;  // rows = outer * inner: samples times positions
   int64_t C;             // classes of the logits
-  int64_t num_classes;   // of which a tile holds C
+  int64_t num_classes;   // of which a tile, or a part, holds C
   int64_t ignore_index;
   double label_smoothing;  // e, in [0, 1]
   Reduction reduction;

@@ -73,6 +73,8 @@ struct CrossEntropyCall : CrossEntropyShape {
     if (stats.numel() > 2 * rows + 4) args.correct = data + (2 * rows + 4) * width();
   }
 
+  int64_t width() const { return compute == ScalarType::Double ? 8 : 4; }
+
   // Number i of those of the compute type at data.
   double read(const void* data, int64_t i) const {
     return compute == ScalarType::Double ? static_cast<const double*>(data)[i]
@@ -156,6 +158,39 @@ struct CrossEntropyCall : CrossEntropyShape {
     }
   };
 
+  // The call over classes [first, first + n) alone.
+  struct Part {
+    CrossEntropyParams params;
+    cpu::CrossEntropyArgs args;
+
+    Part(const CrossEntropyCall& call, int64_t first, int64_t n)
+        : params(call.params), args(call.args) {
+      params.C = n;
+      args.params = &params;
+      args.first_class = first;
+      for (cpu::RowsView* view : {&args.logits, &args.grad_logits}) {
+        if (!view->data) continue;
+        const int64_t offset = first * view->class_stride * call.logits.element_size();
+        view->data = static_cast<char*>(view->data) + offset;
+      }
+      if (args.weight) {
+        args.weight = static_cast<const char*>(args.weight) + first * call.width();
+      }
+    }
+
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+
+    // Where its normaliser goes, for forward to join.
+    void use_parts(char* part, int64_t row_bytes) {
+      params.num_targets = 0;
+      args.maximum = part;
+      args.sum = part + row_bytes;
+      args.dot = part + 2 * row_bytes;
+      args.mass = part + 3 * row_bytes;
+    }
+  };
+
   // Throws what PyTorch's own kernel throws, if there is a bad row.
   void check_target(int64_t bad_row) const {
     for (int64_t k = 0; bad_row >= 0 && k < params.num_targets; k++) {
@@ -168,8 +203,6 @@ struct CrossEntropyCall : CrossEntropyShape {
 
  private:
   void* divisors_ = nullptr;
-
-  int64_t width() const { return compute == ScalarType::Double ? 8 : 4; }
 
   static void write(void* data, ScalarType dtype, int64_t i, double value) {
     switch (dtype) {

@@ -37,6 +37,7 @@ struct TileCall {
     params.outer = 1, params.inner = n, params.C = logits.size(1);
     params.num_classes = num_classes;
     params.num_targets = 1;
+    params.ignore_index = -1;
     params.label_smoothing = label_smoothing;
     STD_TORCH_CHECK(
         first_class >= 0 && params.C <= kMaxClasses && first_class + params.C <= num_classes,
@@ -109,6 +110,7 @@ void cross_entropy_tile_gradient_(const Tensor& logits, const Tensor& target,
                   "cross_entropy_tile: grad_rows must be [", call.n, "] of the compute type");
   const Tensor dense = torch::stable::contiguous(grad_rows);
   call.args.grad_loss = dense.data_ptr();
+  call.args.grad_scale[0] = 1;
   call.args.grad_logits = call.args.logits;  // in place
   call.run(cpu::kernels().cross_entropy.tile_gradient);
 }

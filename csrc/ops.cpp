@@ -44,7 +44,7 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "-> (Tensor loss, Tensor stats, Tensor grad_input)");
 
   // Cross-entropy over classes [first_class, first_class + c) of num_classes, for
-  // linear_cross_entropy. logits [n, c] are dense; target is int64 [n], checked and negative for
+  // linear_cross_entropy. logits [n, c] are dense; target is int64 [n], checked and -1 for
   // rows that do not count, or probabilities [n, c]; weight [num_classes] and state [4, n] are of
   // the compute type. The first goes on with the state, the rows of which are maximum, sum, mass
   // and dot (csrc/cpu/cross_entropy_tile-inl.h); the second turns logits into the gradient, where

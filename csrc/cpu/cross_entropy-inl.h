@@ -15,6 +15,7 @@ namespace imgfast::cpu::IMGFAST_ISA {
 static constexpr int64_t kFewClasses =
     24;  // up to here transposing costs less than horizontal sums
 static constexpr int64_t kChunkElements = 32768;  // logits of one unit of work
+static constexpr int64_t kFewRows = 16;           // from here on rows suffice for the threads
 
 static inline bool takes_rows(const CrossEntropyArgs& a) {
   const auto side_by_side = [](const RowsView& view) {
@@ -27,6 +28,13 @@ static inline bool takes_rows(const CrossEntropyArgs& a) {
 static int64_t cross_entropy_chunk_rows(const CrossEntropyArgs& a) {
   const int64_t rows = max_of(1, kChunkElements / a.params->C);
   return takes_rows(a) ? rows : round_up(rows, kTileRows);
+}
+
+// Probabilities are left to the rows: backward wants their sum over all classes first.
+static int64_t cross_entropy_part_classes(const CrossEntropyArgs& a) {
+  const int64_t C = a.params->C;
+  if (a.params->outer * a.params->inner >= kFewRows || !a.target[0] || !takes_rows(a)) return C;
+  return round_up(ceil_div(C, ceil_div(C, kChunkElements)), 16);
 }
 
 template <Targets kTargets>
@@ -79,7 +87,10 @@ static void write_gradient(const CrossEntropyArgs& a, const LossTerms<X>& terms,
   start_gradients<X, kTargets>(a, terms, s.batch);
   if (!s.rows) {
     gradient_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
-  } else if (after_forward && keeps_exponentials<X, IO>(a)) {
+    return;
+  }
+  if (a.params->C < a.params->num_classes) keep_targets_of_part(a, s.batch);
+  if (after_forward && keeps_exponentials<X, IO>(a)) {
     gradient_rows<X, IO, kTargets, kSameType<IO, typename X::T>>(a, terms, s.batch);
   } else {
     gradient_rows<X, IO, kTargets>(a, terms, s.batch);
@@ -102,7 +113,9 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
         sums.bad_row = read_targets(a, terms, s.batch);
         if (sums.bad_row >= 0) return sums;
       }
-      if (s.rows) {
+      if (a.parts) {
+        join_parts<X, IO, kTargets>(a, s.batch);
+      } else if (s.rows) {
         normalise_rows<X, IO, kTargets>(a, terms, s.batch);
       } else {
         normalise_lanes<X, IO, kTargets>(terms, s.tiles, s.batch);
@@ -110,10 +123,31 @@ static CrossEntropySums cross_entropy_forward(const CrossEntropyArgs& a, int64_t
       finish_losses<X, IO, kTargets>(a, terms, s.batch, sums);
       if (a.correct && s.rows) mark_correct_rows<X, IO>(a, s.batch);
       if (a.correct && !s.rows) mark_correct_lanes<X, IO>(s.tiles, s.batch);
-      if (a.grad_logits.data) write_gradient<X, IO, kTargets>(a, terms, s, true);
+      if (a.grad_logits.data && !a.parts) write_gradient<X, IO, kTargets>(a, terms, s, true);
     }
     X::end_streams();
     return sums;
+  });
+}
+
+// What join_parts wants of one.
+static void cross_entropy_normalise_part(const CrossEntropyArgs& a, int64_t begin, int64_t end,
+                                         void* scratch) {
+  with_targets(a, [&](auto x, auto io, auto targets) {
+    using X = decltype(x);
+    using T = typename X::T;
+    constexpr Targets kTargets = decltype(targets)::value;
+    const LossTerms<X> terms(a);
+    Batch<X> b(kRowsAtATime, Arena{static_cast<char*>(scratch)});
+    for (b.row = begin; b.row < end; b.row += b.n) {
+      b.n = min_of(end - b.row, kRowsAtATime);
+      normalise_rows<X, decltype(io), kTargets>(a, terms, b);
+      copy_into<X>(b.maximum, static_cast<T*>(a.maximum) + b.row, b.n);
+      copy_into<X>(b.sum, static_cast<T*>(a.sum) + b.row, b.n);
+      if constexpr (kTargets == Targets::kIndex) continue;
+      copy_into<X>(b.dot, static_cast<T*>(a.dot) + b.row, b.n);
+      copy_into<X>(b.mass, static_cast<T*>(a.mass) + b.row, b.n);
+    }
   });
 }
 

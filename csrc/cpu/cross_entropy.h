@@ -26,9 +26,11 @@ struct CrossEntropyArgs {
   const void* grad_lse;    // [rows] of the compute type, or null
   double grad_scale[2];    // of grad_loss at the loss of each target
   double grad_z_scale[2];  // and at lse^2
-  int64_t first_class;     // tiles: targets count from here on; negative ones do not count
-  void* mass;              // tiles: [rows] of the compute type, as maximum and sum: the state
+  int64_t first_class;     // of the C that are here, among num_classes
+  void* mass;              // tiles and parts: [rows] of the compute type, as maximum and sum
   void* dot;
+  const void* parts;  // forward: [num_parts, 4, rows] maximum, sum, dot and mass of parts, or null
+  int64_t num_parts;
 };
 
 // What the rows of one call add up to, for each target.
@@ -51,6 +53,11 @@ struct CrossEntropyKernels {
                               void* scratch);
   int64_t (*backward)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end,
                       void* scratch);  // bad row or -1
+  // Few rows of many classes are shared out by classes: into parts of so many, or of all. Each is
+  // normalised, and forward joins them; backward may run on a part.
+  int64_t (*part_classes)(const CrossEntropyArgs&);
+  void (*normalise_part)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end,
+                         void* scratch);
   // Over a tile of the classes, which lie side by side: the rows' state goes on; the gradient.
   void (*tile)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*tile_gradient)(const CrossEntropyArgs&, int64_t row_begin, int64_t row_end, void* scratch);

@@ -46,7 +46,7 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
   const int64_t* target = a.target[k] + b.row;
   const ClassTargets<T>& of = b.target(k);
   const V ignored = X::set1(static_cast<T>(a.params->ignore_index));
-  const V classes = X::set1(static_cast<T>(a.params->C));
+  const V classes = X::set1(static_cast<T>(a.params->num_classes));
   auto wrong = X::first(0);
   for (int64_t i = 0; i < b.n; i += X::kLanes) {
     const int left = static_cast<int>(min_of(X::kLanes, b.n - i));
@@ -62,11 +62,11 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
   if (X::any(wrong)) {
     for (int64_t i = 0;; i++) {
       const int64_t t = target[i];
-      if (t != a.params->ignore_index && (t < 0 || t >= a.params->C)) return b.row + i;
+      if (t != a.params->ignore_index && (t < 0 || t >= a.params->num_classes)) return b.row + i;
     }
   }
   for (int64_t i = 0; terms.weight && i < b.n; i++) {
-    if (of.y[i] >= 0) of.weight[i] = terms.weight[static_cast<int64_t>(of.y[i])];
+    if (of.y[i] >= 0) of.weight[i] = terms.weight[static_cast<int64_t>(of.y[i]) - a.first_class];
   }
   return -1;
 }
@@ -80,6 +80,19 @@ static int64_t read_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms
     bad_row = read_targets(a, terms, k, b);
   }
   return bad_row;
+}
+
+// From here on y counts from the first class of a part, and is -1 too where it is of another.
+template <class X>
+static void keep_targets_of_part(const CrossEntropyArgs& a, const Batch<X>& b) {
+  using T = typename X::T;
+  for (int64_t k = 0; k < a.params->num_targets; k++) {
+    T* const y = b.target(k).y;
+    for (int64_t i = 0; i < b.n; i++) {
+      y[i] -= static_cast<T>(a.first_class);
+      if (!(y[i] >= 0 && y[i] < static_cast<T>(a.params->C))) y[i] = -1;
+    }
+  }
 }
 
 // The losses, from the normaliser and the picked logits; adds them up.
@@ -140,9 +153,9 @@ static void finish_losses(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
   }
 }
 
-// total, hit and smooth, from the normaliser; for probabilities mass must be there already. A row
-// that does not count has gradients of 0, or NaN if it has a NaN or a sum that is none: as in
-// PyTorch.
+// total, hit and smooth, from the normaliser; for probabilities mass must be there already, and
+// that of a tile's rows is in its state. A row that does not count has gradients of 0, or NaN if it
+// has a NaN or a sum that is none: as in PyTorch.
 template <class X, Targets kTargets>
 static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms,
                             const Batch<X>& b) {
@@ -166,7 +179,7 @@ static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms
       auto counts = X::first(left);
       V hit = scaled;
       if constexpr (kTargets == Targets::kProbability) {
-        total = X::mul(hit, X::load(b.mass + i));
+        if (!a.mass) total = X::mul(hit, X::load(b.mass + i));
       } else {
         counts = X::ge(X::load(of.y + i), X::zero());
         hit = X::mul(X::mul(hit, X::set1(terms.share)), X::load(of.weight + i));
@@ -186,6 +199,9 @@ static void start_gradients(const CrossEntropyArgs& a, const LossTerms<X>& terms
     if constexpr (kTargets == Targets::kSmoothedIndex) {
       X::store(b.smooth + i, smooth);
       total = X::fma(smooth, X::set1(terms.weight_sum), total);
+    }
+    if (a.mass) {  // of all classes, where not all are here
+      total = X::mul(grad, X::load(static_cast<const T*>(a.mass) + b.row + i, left));
     }
     if (a.grad_lse) {
       total = X::add(total, X::load(static_cast<const T*>(a.grad_lse) + b.row + i, left));

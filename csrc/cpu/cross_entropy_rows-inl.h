@@ -261,6 +261,41 @@ static void normalise_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms,
   }
 }
 
+// The normaliser of a batch, of those of the parts of its classes, in their order.
+template <class X, class IO, Targets kTargets>
+static void join_parts(const CrossEntropyArgs& a, const Batch<X>& b) {
+  using T = typename X::T;
+  using V = typename X::V;
+  const CrossEntropyParams& p = *a.params;
+  const int64_t rows = p.outer * p.inner;
+  for (int64_t i = 0; i < b.n; i += X::kLanes) {
+    const int left = static_cast<int>(min_of(X::kLanes, b.n - i));
+    auto sums = RunningSums<X, kTargets>::nothing();
+    V maximum = minus_infinity<X>();
+    for (int64_t k = 0; k < a.num_parts; k++) {
+      const T* const part = static_cast<const T*>(a.parts) + 4 * k * rows + b.row + i;
+      const V part_maximum = X::load(part, left), before = maximum;
+      maximum = X::max(part_maximum, before);
+      const V reference = reference_of<X>(maximum);
+      auto of_part = RunningSums<X, kTargets>::nothing();
+      of_part.sum = X::load(part + rows, left);
+      if constexpr (of_part.kWeighs) {
+        of_part.dot = X::load(part + 2 * rows, left);
+        of_part.mass = X::load(part + 3 * rows, left);
+      }
+      sums.rescale(before, reference);
+      of_part.rescale(part_maximum, reference);
+      sums.add(of_part);
+    }
+    X::store(b.maximum + i, maximum);
+    X::store(b.sum + i, sums.sum);
+    X::store(b.dot + i, sums.dot);
+    X::store(b.mass + i, sums.mass);
+    const RowGroup<X, const IO> x(a.logits, p, b.row + i, left);
+    for (int64_t k = 0; k < p.num_targets; k++) pick_logits<X, IO>(x, b.target(k), i, left);
+  }
+}
+
 // Whether the target's logit is the first of the largest. NaN is the first of none.
 template <class X, class IO>
 static void mark_correct_rows(const CrossEntropyArgs& a, const Batch<X>& b) {
@@ -360,7 +395,8 @@ static void gradient_rows(const CrossEntropyArgs& a, const LossTerms<X>& terms, 
     for (int r = 0; r < rows; r++) {
       const int64_t i = first + r;
       if constexpr (kTargets != Targets::kProbability) {
-        if (b.total[i] == 0 && b.y[i] < 0) {  // a row that does not count, without a NaN
+        const bool smooths = kTargets == Targets::kSmoothedIndex && b.smooth[i] != 0;
+        if (b.total[i] == 0 && b.y[i] < 0 && !smooths) {  // nothing counts, and there is no NaN
           fill_zero(out.row[r], p.C);
           continue;
         }

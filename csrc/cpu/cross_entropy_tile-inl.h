@@ -10,19 +10,18 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-// y and weight of the rows whose target is in the tile; smooth, as the loss has it, of all that
-// count.
-template <class X>
-static void read_tile_targets(const CrossEntropyArgs& a, const LossTerms<X>& terms,
-                              const Batch<X>& b) {
-  using T = typename X::T;
-  for (int64_t i = 0; i < round_up(b.n, X::kLanes); i++) {
-    const int64_t target = i < b.n ? a.target[0][b.row + i] : -1, y = target - a.first_class;
-    const bool here = target >= 0 && y >= 0 && y < a.params->C;
-    b.y[i] = here ? static_cast<T>(y) : T(-1);
-    b.weight[i] = here ? terms.weight_of(y) : T(0);
-    b.smooth[i] = target >= 0 ? terms.smooth : T(0);
+// The targets that are in the tile; smooth, as the loss has it, of all rows that count.
+template <class X, Targets kTargets>
+static void read_targets_of_tile(const CrossEntropyArgs& a, const LossTerms<X>& terms,
+                                 const Batch<X>& b) {
+  read_targets(a, terms, b);
+  if constexpr (kTargets == Targets::kSmoothedIndex) {
+    for (int64_t i = 0; i < b.n; i += X::kLanes) {
+      const auto counts = X::ge(X::load(b.y + i), X::zero());
+      X::store(b.smooth + i, X::blend(counts, X::set1(terms.smooth), X::zero()));
+    }
   }
+  keep_targets_of_part(a, b);
 }
 
 // The state of the rows and what the tile adds to it.
@@ -43,9 +42,11 @@ static void join_state(const CrossEntropyArgs& a, const LossTerms<X>& terms, con
       tile_mass = X::load(b.mass + i);
       tile_dot = X::load(b.dot + i);
     } else {
+      const auto here = X::ge(X::load(b.y + i), X::zero());
       tile_mass = X::mul(X::set1(terms.share), X::load(b.weight + i));
       tile_dot = X::mul(tile_mass, X::sub(X::load(b.picked + i), tile_reference));
-      tile_dot = X::blend(X::ge(X::load(b.y + i), X::zero()), tile_dot, X::zero());
+      tile_mass = X::blend(here, tile_mass, X::zero());
+      tile_dot = X::blend(here, tile_dot, X::zero());
       if constexpr (kTargets == Targets::kSmoothedIndex) {
         const V smooth = X::load(b.smooth + i);
         const V smoothed = X::mul(smooth, X::load(b.dot + i));
@@ -76,7 +77,9 @@ static void cross_entropy_tile(const CrossEntropyArgs& a, int64_t begin, int64_t
     Batch<X> b(kRowsAtATime, Arena{static_cast<char*>(scratch)});
     for (b.row = begin; b.row < end; b.row += b.n) {
       b.n = min_of(end - b.row, kRowsAtATime);
-      if constexpr (kTargets != Targets::kProbability) read_tile_targets(a, terms, b);
+      if constexpr (kTargets != Targets::kProbability) {
+        read_targets_of_tile<X, kTargets>(a, terms, b);
+      }
       normalise_rows<X, decltype(io), kTargets>(a, terms, b);
       join_state<X, kTargets>(a, terms, b);
     }
@@ -88,21 +91,14 @@ static void cross_entropy_tile_gradient(const CrossEntropyArgs& a, int64_t begin
                                         void* scratch) {
   with_targets(a, [&](auto x, auto io, auto targets) {
     using X = decltype(x);
-    using T = typename X::T;
     constexpr Targets kTargets = decltype(targets)::value;
     const LossTerms<X> terms(a);
     Batch<X> b(kRowsAtATime, Arena{static_cast<char*>(scratch)});
     for (b.row = begin; b.row < end; b.row += b.n) {
       b.n = min_of(end - b.row, kRowsAtATime);
-      if constexpr (kTargets != Targets::kProbability) read_tile_targets(a, terms, b);
-      copy_into<X>(static_cast<const T*>(a.maximum) + b.row, b.maximum, b.n);
-      for (int64_t i = 0; i < b.n; i++) {
-        const T grad = static_cast<const T*>(a.grad_loss)[b.row + i];
-        const T mass = static_cast<const T*>(a.mass)[b.row + i];
-        b.total[i] = grad * mass / static_cast<const T*>(a.sum)[b.row + i];
-        b.hit[i] = kTargets == Targets::kProbability ? grad : grad * terms.share * b.weight[i];
-        if constexpr (kTargets == Targets::kSmoothedIndex) b.smooth[i] *= grad;
-      }
+      if constexpr (kTargets != Targets::kProbability) read_targets(a, terms, b);
+      start_gradients<X, kTargets>(a, terms, b);
+      if constexpr (kTargets != Targets::kProbability) keep_targets_of_part(a, b);
       gradient_rows<X, decltype(io), kTargets>(a, terms, b);
     }
   });

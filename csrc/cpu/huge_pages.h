@@ -11,7 +11,7 @@
 namespace imgfast::cpu {
 
 inline constexpr int64_t kHugePage = 2 << 20;
-inline constexpr int64_t kWorthHugePages = 16 << 20;  // below, allocators reuse what they have
+inline constexpr int64_t kWorthHugePages = 4 << 20;  // below, faults are few or allocators reuse
 
 // A hint: contents and ownership stay as they are, and a system that does not know it ignores it.
 inline void prefer_huge_pages(void* data, int64_t bytes) {

@@ -47,6 +47,8 @@ const KernelTable kTable = {
             .scratch = cross_entropy_scratch,
             .forward = cross_entropy_forward,
             .backward = cross_entropy_backward,
+            .part_classes = cross_entropy_part_classes,
+            .normalise_part = cross_entropy_normalise_part,
             .tile = cross_entropy_tile,
             .tile_gradient = cross_entropy_tile_gradient,
         },

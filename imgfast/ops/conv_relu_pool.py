@@ -8,7 +8,7 @@ import torch
 
 import imgfast
 from imgfast.ops import conv_relu_pool_autograd as autograd
-from imgfast.ops import conv_relu_pool_timing as timing
+from imgfast.ops import timing
 from imgfast.ops.conv_relu_pool_route import Route, Spec, candidates, choose, spec_of
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 

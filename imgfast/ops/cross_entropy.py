@@ -1,23 +1,15 @@
 """cross_entropy: log-softmax and the negative log-likelihood as one operator."""
 
-import functools
+from functools import partial
 from numbers import Real
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from imgfast.ops import cross_entropy_autograd as autograd
+from imgfast.ops import cross_entropy_route as route
 from imgfast.ops import cross_entropy_stock as stock
-
-_REDUCTIONS = {"none": autograd.NONE, "mean": autograd.MEAN, "sum": autograd.SUM}
-_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
-_HALVES = {torch.bfloat16, torch.float16}
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
-_STRIDED = torch.strided
-_in_functorch = torch._C._are_functorch_transforms_active
-_MAX_CLASSES = 2**24  # and the largest ignore_index, as in csrc/cross_entropy.h
 
 
 def cross_entropy(
@@ -91,6 +83,9 @@ def cross_entropy(
         - The gradient has the strides of ``input`` where those are dense: channels_last stays.
         - Deterministic: the same bits for the same arguments, whatever the number of threads.
         - NaN, infinities, and means over nothing give what torch gives.
+        - On CUDA, the first call of each kind is timed beside torch's own functions, and the faster
+          of the two runs from then on; what may not be timed (graph capture, deterministic
+          algorithms, torch.compile) is torch's until then. No call waits for the device but that.
         - Other devices, dtypes and tensor subclasses, empty inputs, ``torch.func`` transforms and
           forward-mode derivatives run torch's own functions.
 
@@ -109,33 +104,42 @@ def cross_entropy(
     if z_loss != 0 or return_correct:
         _check_extras(input, targets, z_loss, return_correct)
     compiling = is_compiling()
-    options = (_options if compiling else _options_again)(
+    plain = compiling or route.is_plain(input, targets, weight)
+    options = (route.options_of if compiling else route.options_again)(
         reduction,
         ignore_index,
         label_smoothing,
         lam,
         z_loss,
-        torch.is_autocast_enabled("cpu"),
+        plain and torch.is_autocast_enabled("cuda" if input.is_cuda else "cpu"),
         return_correct,
     )
-    plain = compiling or _is_plain(input, targets, weight)
     if plain and options and options.float_loss and len(targets) == 1:
-        input, *targets = _autocast(input, *targets)
-    if not (plain and options and _has_kernel(input, targets, weight, options)):
-        results = stock.run(
-            input,
-            targets,
-            lam,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            return_lse=return_lse,
-            return_correct=return_correct,
+        input, *targets = route.autocast(input, *targets)
+    has_kernel = plain and options and route.has_kernel(input, targets, weight, options)
+    if has_kernel and input.is_cpu:
+        return _run_kernel(input, targets, weight, options, return_lse, grad_in_forward, compiling)
+    run_stock = partial(
+        stock.run,
+        lam=lam,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        return_lse=return_lse,
+        return_correct=return_correct,
+    )
+    if has_kernel and not compiling:
+        run_kernel = partial(
+            _run_kernel, options=options, return_lse=return_lse, grad_in_forward=grad_in_forward
         )
-        return tuple(results) if len(results) > 1 else results[0]
+        if route.kernel_wins(input, targets, weight, options, return_lse, run_kernel, run_stock):
+            return run_kernel(input, targets, weight)
+    return run_stock(input, targets, weight)
 
+
+def _run_kernel(input, targets, weight, options, return_lse, grad_in_forward, compiling=False):
+    """Of arguments that have been checked."""
     target, other = targets if len(targets) > 1 else (targets[0], None)
     if compiling:
         loss, stats = torch.ops.imgfast.cross_entropy(input, target, other, weight, *options)
@@ -143,14 +147,14 @@ def cross_entropy(
         loss, stats = autograd.run(
             input, target, other, weight, options, return_lse, grad_in_forward
         )
-    if not (return_lse or return_correct):
+    if not (return_lse or options.correct):
         return loss
     shape = stock.rows_of(input)
     rows = input.numel() // input.shape[stock.class_dim(input)]
     results = [loss]
     if return_lse:
         results.append((stats[:rows] + stats[rows : 2 * rows].log()).view(shape))
-    if return_correct:
+    if options.correct:
         results.append((stats[2 * rows + 4 :] > 0).view(shape))
     return tuple(results)
 
@@ -172,86 +176,3 @@ def _check_extras(input, targets, z_loss, return_correct):
         raise ValueError(f"z_loss must not be negative, got {z_loss}")
     if return_correct and (len(targets) > 1 or targets[0].shape == input.shape):
         raise ValueError("return_correct needs one target of class indices")
-
-
-def _options(reduction, ignore_index, label_smoothing, lam, z_loss, float_loss, correct):
-    """The kernels' options, or None if these are not right, or not ours."""
-    if not (
-        reduction in _REDUCTIONS
-        and isinstance(ignore_index, int)
-        and -_MAX_CLASSES <= ignore_index <= _MAX_CLASSES
-        and isinstance(label_smoothing, (float, int))
-        and label_smoothing <= 1
-    ):
-        return None
-    return autograd.Options(
-        _REDUCTIONS[reduction],
-        ignore_index,
-        label_smoothing if label_smoothing > 0 else 0.0,
-        lam,
-        z_loss,
-        float_loss,
-        correct,
-    )
-
-
-# The same arguments come again with every step. They are told apart by type: 1 from 1.0 and True.
-_options_again = functools.lru_cache(maxsize=64, typed=True)(_options)
-
-
-def _has_kernel(input, targets, weight, options):
-    """Whether the tensors are right, and ours; torch's function answers all others."""
-    shape, dtype = input.shape, input.dtype
-    dim = len(shape)
-    if not (
-        input.is_cpu
-        and dtype in _DTYPES
-        and dim > 0
-        and input.numel() > 0
-        and shape[1 if dim > 1 else 0] <= _MAX_CLASSES
-    ):
-        return False
-    rows = () if dim == 1 else shape[:1] if dim == 2 else shape[:1] + shape[2:]
-    for target in targets:
-        if not target.is_cpu:
-            return False
-        target_shape = target.shape
-        if shape == target_shape:
-            if target.dtype != dtype or options.ignore_index >= 0 or len(targets) > 1:
-                return False
-        elif target.dtype != torch.int64 or target_shape != rows:
-            return False
-    if weight is None:
-        return True
-    return (
-        weight.is_cpu
-        and weight.shape == (shape[1] if dim > 1 else shape[0],)
-        and (weight.dtype == dtype or (options.float_loss and _widens_to_float(weight, input)))
-        and (targets[0].is_floating_point() or not weight.requires_grad)
-    )
-
-
-def _is_plain(input, targets, weight):
-    """Tensors and no subclass, and nobody watching who sees through torch's own operators only."""
-    for target in targets:
-        if type(target) not in _PLAIN:
-            return False
-    return (
-        type(input) in _PLAIN
-        and (weight is None or type(weight) in _PLAIN)
-        and input.layout is _STRIDED
-        and not _in_functorch()
-        and forward_ad._current_level < 0
-    )
-
-
-def _widens_to_float(*tensors):
-    return all(t.dtype in _HALVES or t.dtype == torch.float32 for t in tensors)
-
-
-def _autocast(input, target):
-    """cross_entropy is on autocast's float32 list. A kernel widens as it reads, so that only
-    operands of different dtypes are cast."""
-    if target.is_floating_point() and target.dtype != input.dtype:
-        input, target = (t.float() if t.dtype in _HALVES else t for t in (input, target))
-    return input, target

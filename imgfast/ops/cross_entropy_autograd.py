@@ -49,6 +49,7 @@ def run(input, target, other, weight, options, with_lse=False, grad_in_forward=F
                 grad_in_forward
                 or (
                     input.numel() <= SMALL
+                    and input.is_cpu
                     and options.reduction != NONE
                     and input.dtype in _WIDE  # others would be rounded before they are scaled
                 )
@@ -130,7 +131,8 @@ def _scale_(grad_input, grad_loss):
         return grad_input * (grad_loss.unsqueeze(1) if grad_loss.dim() > 0 else grad_loss)
     if grad_loss.dim() > 0:
         grad_input.mul_(grad_loss.unsqueeze(1))
-    elif grad_loss.tolist() != 1:  # its way to a number is shorter than that of item()
+    # No number is fetched from a GPU. On the CPU tolist() is a shorter way to it than item().
+    elif grad_loss.is_cuda or grad_loss.tolist() != 1:
         grad_input.mul_(grad_loss)
     return grad_input
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 def run(
     input,
     targets,
-    lam,
     weight,
     *,
+    lam,
     ignore_index,
     reduction,
     label_smoothing,
@@ -17,7 +17,7 @@ def run(
     return_lse,
     return_correct,
 ):
-    """A list of the loss and what else is asked for, as :func:`imgfast.cross_entropy` has it.
+    """The loss, and what else is asked for, as :func:`imgfast.cross_entropy` has it.
     ``targets`` holds one target, or the two of a pair with ``lam``."""
     losses = [
         F.cross_entropy(
@@ -48,7 +48,7 @@ def run(
         target, dim = targets[0], class_dim(input)
         finite = input.sum(dim).isnan().logical_not()
         results.append((input.argmax(dim) == target) & (target != ignore_index) & finite)
-    return results
+    return tuple(results) if len(results) > 1 else results[0]
 
 
 def logsumexp(input, keepdim=False):

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 
 from imgfast.ops import linear_cross_entropy_autograd as autograd
 from imgfast.ops import linear_cross_entropy_tiles as tiles
-from imgfast.ops.cross_entropy import _DTYPES, _HALVES, _PLAIN, _REDUCTIONS, cross_entropy
+from imgfast.ops.cross_entropy import cross_entropy
+from imgfast.ops.cross_entropy_route import DTYPES, HALVES, PLAIN, REDUCTIONS, are_options_right
 
 SMALL = 1 << 20  # logits up to which the composition is faster
 
@@ -142,11 +143,11 @@ def tile_options(
     def fits(t):
         """Of the products' dtype, or autocast gives it that."""
         return t.is_cpu and (
-            t.dtype == dtype or (float_loss and (t.dtype in _HALVES or t.dtype == torch.float32))
+            t.dtype == dtype or (float_loss and (t.dtype in HALVES or t.dtype == torch.float32))
         )
 
     if not (
-        dtype in _DTYPES
+        dtype in DTYPES
         and fits(input)
         and fits(linear_weight)
         and (linear_bias is None or fits(linear_bias))
@@ -155,10 +156,7 @@ def tile_options(
             target.dtype == torch.int64
             or (target.dim() == 2 and fits(target) and not target.requires_grad)
         )
-        and reduction in _REDUCTIONS
-        and isinstance(ignore_index, int)
-        and isinstance(label_smoothing, (float, int))
-        and label_smoothing <= 1
+        and are_options_right(reduction, ignore_index, label_smoothing)
     ):
         return None
     if weight is not None and not (
@@ -166,7 +164,7 @@ def tile_options(
     ):
         return None
     return tiles.Options(
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         ignore_index,
         label_smoothing if label_smoothing > 0 else 0.0,
         float_loss,
@@ -197,11 +195,11 @@ def _has_right_shapes(input, linear_weight, target, linear_bias, ignore_index):
 def is_plain(input, linear_weight, target, linear_bias, weight):
     """Tensors and no subclass, and nobody watching who sees through torch's own operators only."""
     return (
-        type(input) in _PLAIN
-        and type(linear_weight) in _PLAIN
-        and type(target) in _PLAIN
-        and (linear_bias is None or type(linear_bias) in _PLAIN)
-        and (weight is None or type(weight) in _PLAIN)
+        type(input) in PLAIN
+        and type(linear_weight) in PLAIN
+        and type(target) in PLAIN
+        and (linear_bias is None or type(linear_bias) in PLAIN)
+        and (weight is None or type(weight) in PLAIN)
         and input.layout is linear_weight.layout is torch.strided
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0

@@ -207,6 +207,8 @@ def test_an_interrupt_exits_130_and_leaves_a_whole_checkpoint(workspace):
         [sys.executable, "-m", "imgfast", "train", "--epochs", "1000", "--data", "pictures",
          "--image-size", "28", "--batch-size", "96", "--out", str(out)],
         cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A job in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (out / "last.safetensors").exists():

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import imgfast
 import imgfast.ops.conv_relu_pool as op
-from imgfast.ops import conv_relu_pool_timing as timing
+from imgfast.ops import timing
 from imgfast.ops.conv_relu_pool_route import Winograd
 
 ROUTES = ("direct", "winograd", "stock")
@@ -23,7 +23,7 @@ class Stopwatch:
         self.winner = winner
         self.timed = []  # the candidates of each timing
 
-    def __call__(self, candidates):
+    def __call__(self, candidates, device):
         for run in candidates.values():
             run()
         self.timed.append(tuple(candidates))

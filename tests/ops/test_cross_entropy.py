@@ -222,7 +222,7 @@ def test_offsets_beyond_32_bits():
 
 
 def test_same_bits_for_any_number_of_threads():
-    for shape in ((5000, 10), (200, 1000), (2, 19, 64, 64)):
+    for shape in ((5000, 10), (200, 1000), (2, 19, 64, 64), (3, 100000)):
         logits, target, weight = make(shape)
         results = []
         for count in (1, 2, 3):

@@ -116,6 +116,42 @@ def test_one_target(shape, options, weighted, grad_in_forward, kind, dtype):
     check(logits, target, weight if weighted else None, grad_in_forward, **options)
 
 
+# Few rows are shared out by classes, from 32768 on: the second count leaves parts of unequal size.
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("grad_in_forward", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [(32768,), (1, 32769), (15, 33000), (16, 33000)])
+def test_parts_of_the_classes(shape, options, grad_in_forward, dtype):
+    logits, first, second, weight = pair_of(shape, dtype)
+    check(logits, (first, second, 0.3), weight, grad_in_forward, **options)
+    check(logits, first, weight, grad_in_forward, **options)
+
+
+def test_parts_of_the_classes_without_a_finite_logit():
+    """The first part, the last, and all of them; and where the target is one of those."""
+    logits, target, weight = make((8, 70000))
+    logits[0, :30000] = logits[1, 40000:] = logits[2] = -INF
+    logits[3, 69999], logits[4, 3] = INF, NAN
+    target[:] = torch.tensor([69999, 3, 5, 7, 9, 11, -100, 35000])
+    logits[5, 11] = logits[6, 5] = -INF
+    for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.1}):
+        check(logits, target, weight, reduction="none", **options)
+
+
+def test_parts_of_the_classes_are_told_of_by_the_extras():
+    logits, target, _ = make((5, 100000))
+    target[0], target[1] = logits[0].argmax(), -100
+    logits[2, 99999] = logits[2, 7] = 100  # the first of equals
+    target[2], target[3] = 99999, 99999
+    logits[3, 99999] = 100
+    _, lse, correct = cross_entropy(logits, target, return_lse=True, return_correct=True)
+    torch.testing.assert_close(lse, logits.logsumexp(1))
+    assert correct.tolist() == [True, False, False, True, logits[4].argmax() == target[4]]
+    target[4] = 100000
+    with pytest.raises(IndexError, match="Target 100000 is out of bounds"):
+        cross_entropy(logits, target)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 @pytest.mark.parametrize("shape", [(37, 11), (5, 420), (2, 19, 3, 17), (2, 60, 3, 3)])

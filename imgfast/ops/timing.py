@@ -1,4 +1,5 @@
-"""Which of several ways to do the same thing is fastest here: the stopwatch of imgfast.benchmark.
+"""Which of several ways to do the same thing is fastest here: the stopwatch of imgfast.benchmark,
+and of CUDA devices.
 
 It knows nothing of routes: callables go in, seconds come out.
 """
@@ -12,20 +13,22 @@ from time import perf_counter
 import torch
 
 RUNS = 20  # of each candidate, after one to warm up
+CPU = torch.device("cpu")
 BUDGET = 0.5  # seconds, after which no further round begins
 
 
 def possible(*tensors) -> bool:
     """Whether a timing would leave no trace, and its outcome may decide.
 
-    Tracers and dispatch modes record whatever runs; deterministic algorithms must not hang on a
-    clock; sparse tensors have no strides to be told apart by.
+    Tracers, dispatch modes and the capture of a CUDA graph record whatever runs; deterministic
+    algorithms must not hang on a clock; sparse tensors have no strides to be told apart by.
     """
     return not (
         torch.are_deterministic_algorithms_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch.jit.is_tracing()
         or any(t.layout is not torch.strided for t in tensors)
+        or (any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing())
     )
 
 
@@ -44,9 +47,10 @@ def times(candidates, tensors) -> dict[str, float]:
     aliases = [
         None if t is None else t.detach().requires_grad_(grad and t.requires_grad) for t in tensors
     ]
+    device = next(t.device for t in tensors if t is not None)
     wanted = [t for t in aliases if t is not None and t.requires_grad]
     if not wanted:
-        return medians({name: partial(run, *aliases) for name, run in candidates.items()})
+        return medians({name: partial(run, *aliases) for name, run in candidates.items()}, device)
     with torch.no_grad():
         y = next(iter(candidates.values()))(*aliases)
     grad_y = y.normal_(generator=torch.Generator(y.device))
@@ -55,23 +59,27 @@ def times(candidates, tensors) -> dict[str, float]:
         torch.autograd.grad(candidate(*aliases), wanted, grad_y)
 
     with _no_hooks(), torch.autograd.set_detect_anomaly(False):
-        return medians({name: partial(step, run) for name, run in candidates.items()})
+        return medians({name: partial(step, run) for name, run in candidates.items()}, device)
 
 
-def medians(candidates) -> dict[str, float]:
+def medians(candidates, device=CPU) -> dict[str, float]:
     """Median seconds of callables without arguments, by name, fastest first.
 
     They take turns, in every order, so that whatever else the machine does hits all alike, and none
     always finds the caches as the same other one leaves them. Where the first round uses up the
-    budget, that round is what counts; otherwise it only warms up.
+    budget, that round is what counts; otherwise it only warms up. On CUDA a run ends when the
+    device has done what it started.
     """
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     seconds = {name: [] for name in candidates}
     orders = itertools.cycle(itertools.permutations(candidates.items()))
     end = perf_counter() + BUDGET
     for order in itertools.islice(orders, 1 + RUNS):
         for name, run in order:
+            wait()
             start = perf_counter()
             run()
+            wait()
             seconds[name].append(perf_counter() - start)
         if perf_counter() >= end:
             break
