@@ -168,7 +168,7 @@ struct CrossEntropyCall : CrossEntropyShape {
       params.C = n;
       args.params = &params;
       args.first_class = first;
-      for (cpu::RowsView* view : {&args.logits, &args.grad_logits}) {
+      for (RowsView* view : {&args.logits, &args.grad_logits}) {
         if (!view->data) continue;
         const int64_t offset = first * view->class_stride * call.logits.element_size();
         view->data = static_cast<char*>(view->data) + offset;
