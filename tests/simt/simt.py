@@ -285,7 +285,7 @@ def _kernel_line(frames: Sequence[str]) -> tuple[str, int]:
         file = Path(path)
         place = (file.name, int(line) if line.isdigit() else 0)
         wrapper = file.name in WRAPPERS or file.name.startswith("cuda_")
-        emulator = simt_build.HERE / "include" in file.resolve().parents
+        emulator = simt_build.INCLUDE in file.resolve().parents
         if not (emulator or ((wrapper and file.suffix in (".h", ".hpp")) or file.name in WRAPPERS)):
             break
     return place

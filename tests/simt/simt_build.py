@@ -18,6 +18,8 @@ from pathlib import Path
 import toolchain  # build_backend/toolchain.py
 
 HERE = Path(__file__).resolve().parent
+INCLUDE = HERE / "include"
+STAND_IN = INCLUDE / "stand_in"  # what the CUDA headers lack where there is no nvcc
 BINDINGS = HERE / "bindings"
 BUILD = toolchain.ROOT / "build" / "simt"
 KERNEL_INCLUDES = (toolchain.ROOT / "csrc", BINDINGS)
@@ -58,7 +60,9 @@ def compiler() -> str:
         raise Unavailable(f"the emulator runs on x86-64 Linux, this is {' '.join(machine)}")
     for name in (os.environ.get("CXX", "c++"), "g++"):
         found = shutil.which(name)
-        if found and "Free Software Foundation" in _output([found, "--version"]):
+        if found is None or "Free Software Foundation" not in _output([found, "--version"]):
+            continue
+        if int(_output([found, "-dumpversion"]).split(".")[0]) >= 12:
             return found
     raise Unavailable("the emulator needs g++ 12 or newer, and there is none on PATH")
 
@@ -66,20 +70,22 @@ def compiler() -> str:
 @functools.cache
 def cuda_include() -> Path:
     """The headers of a CUDA toolkit, or those that come with a CUDA build of torch."""
-    folders = []
     try:
-        folders.append(toolchain.find_toolkit(os.environ).include)
-    except toolchain.BuildError as error:
-        reason = str(error)
-    else:
+        folders = [toolchain.find_toolkit(os.environ).include]
         reason = f"{folders[0]} has no cuda_fp16.h"
-    if nvidia := importlib.util.find_spec("nvidia"):
-        for package in nvidia.submodule_search_locations or ():
-            folders += sorted(Path(package).glob("*/include"), reverse=True)
-    for folder in folders:
-        if all((folder / name).exists() for name in ("cuda_fp16.h", "cuda_runtime_api.h")):
+    except toolchain.BuildError as error:
+        folders, reason = [], str(error)
+    for folder in [*folders, *includes_of_packages()]:
+        if (folder / "cuda_fp16.h").exists() and (folder / "cuda_runtime_api.h").exists():
             return folder
     raise Unavailable(f"no CUDA headers: {reason}, and torch brings none")
+
+
+def includes_of_packages() -> list[Path]:
+    """Folders of headers in the packages that a CUDA build of torch requires."""
+    nvidia = importlib.util.find_spec("nvidia")
+    packages = (nvidia.submodule_search_locations or ()) if nvidia else ()
+    return sorted(path for package in packages for path in Path(package).glob("*/include"))
 
 
 def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None) -> Path:
@@ -92,9 +98,9 @@ def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None
     """
     overlay = overlay or (Path(os.environ[OVERLAY]) if OVERLAY in os.environ else None)
     folders = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
-    includes = [f"-I{HERE / 'include'}", "-isystem", str(cuda_include())]
+    includes = [f"-I{INCLUDE}", "-isystem", str(cuda_include()), "-idirafter", str(STAND_IN)]
     command = [compiler(), *KERNEL, *(f"-D{macro}" for macro in defines), *includes]
-    headers = [path for folder in (HERE / "include", *folders) for path in _headers(folder)]
+    headers = [path for folder in (INCLUDE, *folders) for path in _headers(folder)]
     key = _hash(command, [source, *headers])  # without the overlay's name: the same mutant is kept
     command += [f"-I{folder}" for folder in folders]
     runtime = _runtime(includes)
@@ -112,7 +118,7 @@ def _runtime(includes: Sequence[str]) -> Path:
     """The emulator itself. Compiled as one file: most of the time goes into the same headers."""
     sources = sorted((HERE / "src").glob("*.cpp"))
     command = [compiler(), *RUNTIME, *includes]
-    key = _hash(command, [*sources, *_headers(HERE / "src"), *_headers(HERE / "include")])
+    key = _hash(command, [*sources, *_headers(HERE / "src"), *_headers(INCLUDE)])
     together = BUILD / "runtime.cpp"
     toolchain.write_if_changed(together, "".join(f'#include "{path}"\n' for path in sources))
     return _compile(command, together, f"runtime-{key}")
@@ -129,14 +135,14 @@ def _compile(command: Sequence[object], source: Path, name: str) -> Path:
 
 
 def _headers(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cuh"))
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ""))
 
 
 def _hash(command: Iterable[object], files: Iterable[Path]) -> str:
     digest = hashlib.sha256(" ".join(map(str, command)).encode())
     digest.update(_output([compiler(), "-dumpfullversion"]).encode())
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:12]
 
 
