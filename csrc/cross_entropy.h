@@ -39,4 +39,11 @@ struct CrossEntropyParams {
   double z_loss;
 };
 
+// [outer, inner, C] of any strides (in elements): logits of one row may lie together (rows,
+// channels_last) or a plane apart (NCHW).
+struct RowsView {
+  void* data;
+  int64_t outer_stride, inner_stride, class_stride;
+};
+
 }  // namespace imgfast

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -13,94 +12,37 @@
 
 #include "cpu/cross_entropy.h"
 #include "cpu/simd/scalar.h"
-#include "cross_entropy.h"
+#include "cross_entropy_shape.h"
 #include "empty.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
 // Gradients from here on are stored past the cache: they would drive out what is still to be read,
 // and be read themselves before they are written.
 inline constexpr int64_t kStreamedBytes = 32 << 20;
 
-inline bool same_sizes(Sizes a, Sizes b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end());
-}
-
-// A tensor [C], [N, C] or [N, C, d1, ...] as rows. There is none if d1, ... cannot be walked with
-// one stride.
-inline std::optional<cpu::RowsView> view_rows(const Tensor& x) {
-  const Sizes sizes = x.sizes(), strides = x.strides();
-  cpu::RowsView view{x.data_ptr(), 0, 0, strides[x.dim() == 1 ? 0 : 1]};
-  if (x.dim() == 2) view.inner_stride = strides[0];
-  if (x.dim() <= 2) return view;
-  view.outer_stride = strides[0];
-  int64_t next = -1;
-  for (int64_t d = x.dim() - 1; d >= 2; d--) {
-    if (sizes[d] == 1) continue;
-    if (next < 0) {
-      view.inner_stride = next = strides[d];
-    } else if (strides[d] != next) {
-      return std::nullopt;
-    }
-    next *= sizes[d];
-  }
-  if (next < 0)
-    view.inner_stride =
-        strides[0];  // one position a sample: make_params counts samples as positions
-  return view;
-}
-
-// The arguments that are no tensors, as the operators' schemas have them.
-struct CrossEntropyOptions {
-  int64_t reduction, ignore_index;
-  double label_smoothing, lam, z_loss;
-};
-
-// One call: its parameters, and the tensors in forms that can be walked, which the arguments point
-// into.
-struct CrossEntropyCall {
-  CrossEntropyParams params{};
+// The tensors are kept in forms that can be walked, which the arguments point into.
+struct CrossEntropyCall : CrossEntropyShape {
   cpu::CrossEntropyArgs args{};
   ScalarType compute;
-  int64_t rows;
-  std::vector<int64_t> row_sizes;  // of input, without its classes
   Tensor logits, target;
   std::optional<Tensor> other_target, weight;
 
   CrossEntropyCall(const Tensor& input, const Tensor& given_target,
                    const std::optional<Tensor>& given_other,
                    const std::optional<Tensor>& given_weight, const CrossEntropyOptions& options)
-      : logits(input), target(given_target), other_target(given_other) {
+      : CrossEntropyShape(input, given_other.has_value(), options),
+        logits(input),
+        target(given_target),
+        other_target(given_other) {
     STD_TORCH_CHECK(input.is_cpu() && target.is_cpu(),
                     "cross_entropy: input and target must be on the CPU");
-    take_options(options);
-    const int64_t dim = input.dim();
-    STD_TORCH_CHECK(dim >= 1, "cross_entropy: input must be [C] or [N, C, ...], got a scalar");
-    const Sizes sizes = input.sizes();
-    params.C = sizes[dim == 1 ? 0 : 1];
-    params.num_classes = params.C;
-    params.outer = params.inner = 1;
-    for (int64_t d = 0; d < dim; d++) {
-      if (d != (dim == 1 ? 0 : 1)) row_sizes.push_back(sizes[d]);
-    }
-    if (dim >= 3) {
-      for (int64_t d = 2; d < dim; d++) params.inner *= sizes[d];
-    }
-    (dim >= 3 && params.inner != 1 ? params.outer : params.inner) = dim == 1 ? 1 : sizes[0];
-    rows = params.outer * params.inner;
-    STD_TORCH_CHECK(params.C > 0 && params.C <= kMaxClasses,
-                    "cross_entropy: input must have 1 to 2^24 classes, got ", params.C);
-
     args.params = &params;
     args.dtype = dtype_of(input, "cross_entropy", "input");
     compute = args.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
     args.logits = walkable(logits);
-    if (same_sizes(sizes, target.sizes())) {
+    if (same_sizes(input.sizes(), target.sizes())) {
       STD_TORCH_CHECK(!other_target, "cross_entropy: a pair of targets must be classes");
       STD_TORCH_CHECK(target.scalar_type() == input.scalar_type(),
                       "cross_entropy: probability targets must have the dtype of input");
@@ -226,7 +168,7 @@ struct CrossEntropyCall {
       params.C = n;
       args.params = &params;
       args.first_class = first;
-      for (cpu::RowsView* view : {&args.logits, &args.grad_logits}) {
+      for (RowsView* view : {&args.logits, &args.grad_logits}) {
         if (!view->data) continue;
         const int64_t offset = first * view->class_stride * call.logits.element_size();
         view->data = static_cast<char*>(view->data) + offset;
@@ -278,43 +220,10 @@ struct CrossEntropyCall {
     }
   }
 
-  void take_options(const CrossEntropyOptions& options) {
-    STD_TORCH_CHECK(options.reduction >= 0 && options.reduction <= 2,
-                    "cross_entropy: reduction must be 0, 1 or 2, got ", options.reduction);
-    STD_TORCH_CHECK(options.ignore_index >= -kMaxClasses && options.ignore_index <= kMaxClasses,
-                    "cross_entropy: ignore_index must be within +-2^24, got ",
-                    options.ignore_index);
-    STD_TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1,
-                    "cross_entropy: label_smoothing must be between 0 and 1, got ",
-                    options.label_smoothing);
-    STD_TORCH_CHECK(options.lam >= 0 && options.lam <= 1,
-                    "cross_entropy: lam must be between 0 and 1, got ", options.lam);
-    STD_TORCH_CHECK(options.z_loss >= 0, "cross_entropy: z_loss must not be negative, got ",
-                    options.z_loss);
-    params.reduction = static_cast<Reduction>(options.reduction);
-    params.ignore_index = options.ignore_index;
-    params.label_smoothing = options.label_smoothing;
-    params.z_loss = options.z_loss;
-    params.num_targets = other_target ? 2 : 1;
-    params.lam[0] = other_target ? options.lam : 1;
-    params.lam[1] = 1 - params.lam[0];
-  }
-
-  // A view of the tensor, which is replaced by a dense one if it has none.
-  static cpu::RowsView walkable(Tensor& tensor) {
-    auto view = view_rows(tensor);
-    if (!view) {
-      tensor = torch::stable::contiguous(tensor);
-      view = view_rows(tensor);
-    }
-    return *view;
-  }
-
   const int64_t* take_classes(Tensor& given) const {
     STD_TORCH_CHECK(given.is_cpu() && given.scalar_type() == ScalarType::Long,
                     "cross_entropy: class targets must be int64 on the CPU");
-    STD_TORCH_CHECK(same_sizes(Sizes(row_sizes.data(), row_sizes.size()), given.sizes()),
-                    "cross_entropy: target must have the shape of input without its classes");
+    check_row_sizes(given);
     if (!given.is_contiguous()) given = torch::stable::contiguous(given);
     return static_cast<const int64_t*>(given.data_ptr());
   }

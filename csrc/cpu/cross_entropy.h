@@ -6,13 +6,6 @@
 
 namespace imgfast::cpu {
 
-// [outer, inner, C] of any strides (in elements): logits of one row may lie together (rows,
-// channels_last) or a plane apart (NCHW).
-struct RowsView {
-  void* data;
-  int64_t outer_stride, inner_stride, class_stride;
-};
-
 // "Compute type" is double for float64 and float for the others.
 struct CrossEntropyArgs {
   const CrossEntropyParams* params;
