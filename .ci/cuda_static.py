@@ -1,0 +1,144 @@
+"""Asks what nvcc made of the CUDA kernels, on machines that cannot run them.
+
+usage: cuda_static.py LOG BINARY [--write]
+    LOG     what nvcc printed with -Xptxas -v
+    BINARY  a library or object with the kernels, for the disassembler that comes with triton
+    --write the table of resources anew, instead of comparing with it
+
+No kernel may spill registers. Each must have the instructions that it was written for. None may
+take more registers or shared memory than cuda_resources.csv says, which holds the most of all
+instances of a template, as one version of nvcc made them; others are not compared with it.
+"""
+
+import csv
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).with_name("cuda_resources.csv")
+FIELDS = ("kernel", "arch", "instances", "registers", "shared_bytes")
+
+# Of every instance: vectors of 16 bytes, and one base-2 exponential for an exponential.
+EX2, LOAD, STORE = "MUFU.EX2", "LDG.E.128", "STG.E.128"
+INSTRUCTIONS = {
+    "cross_entropy_forward_rows_kernel": (LOAD, STORE, EX2),
+    "cross_entropy_backward_rows_kernel": (LOAD, STORE, EX2),
+    "cross_entropy_staged_kernel": (LOAD, STORE, EX2),
+}
+
+
+class Resources(NamedTuple):
+    spilled_bytes: int
+    registers: int
+    shared_bytes: int
+
+
+def kernel_of(symbol: str) -> str:
+    """A mangled name without namespaces and template arguments."""
+    name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
+    return re.search(r"(\w+)(<.*)?\(", name.strip()).group(1)
+
+
+def read_log(text: str) -> dict[tuple[str, str], Resources]:
+    """By symbol and architecture."""
+    found = {}
+    for part in text.split("Compiling entry function ")[1:]:
+        symbol, arch = re.match(r"'(\w+)' for '(\w+)'", part).groups()
+        spilled = re.findall(r"(\d+) bytes spill", part)[:2]
+        used = re.search(r"Used (\d+) registers[^\n]*", part)
+        shared = re.search(r"(\d+) bytes smem", used[0])
+        found[symbol, arch] = Resources(
+            sum(map(int, spilled)), int(used[1]), int(shared[1]) if shared else 0
+        )
+    return found
+
+
+def table_of(found: dict[tuple[str, str], Resources]) -> list[dict]:
+    rows = {}
+    for (symbol, arch), used in found.items():
+        key = kernel_of(symbol), arch
+        row = rows.setdefault(key, dict(zip(FIELDS, (*key, 0, 0, 0), strict=True)))
+        row["instances"] += 1
+        for field in ("registers", "shared_bytes"):
+            row[field] = max(row[field], getattr(used, field))
+    return [rows[key] for key in sorted(rows)]
+
+
+def disassembler() -> str:
+    triton = importlib.util.find_spec("triton")
+    beside = triton and Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(beside) if beside and beside.exists() else shutil.which("cuobjdump") or ""
+
+
+def instructions_missing(binary: str, arch: str) -> list[str]:
+    sass = subprocess.run(
+        [disassembler(), "-sass", "-arch", arch, binary], capture_output=True, text=True, check=True
+    ).stdout
+    missing, checked = [], set()
+    for part in sass.split("Function : ")[1:]:
+        symbol = part.split(maxsplit=1)[0]
+        kernel = kernel_of(symbol)
+        checked.add(kernel)
+        wanted = INSTRUCTIONS.get(kernel, ())
+        missing += [f"{symbol} for {arch}: no {name}" for name in wanted if name not in part]
+    return missing + [f"{arch}: no {kernel}" for kernel in INSTRUCTIONS if kernel not in checked]
+
+
+def nvcc_version() -> str:
+    told = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+\.\d+)", told)[1]
+
+
+def compare(table: list[dict], expected: dict[tuple[str, str], dict]) -> list[str]:
+    problems = []
+    for row in table:
+        name = f"{row['kernel']} for {row['arch']}"
+        known = expected.pop((row["kernel"], row["arch"]), None)
+        if known is None:
+            problems.append(f"{name} is not in {TABLE.name}")
+            continue
+        if row["instances"] != int(known["instances"]):
+            problems.append(f"{name}: {row['instances']} instances, not {known['instances']}")
+        for field in ("registers", "shared_bytes"):
+            if row[field] > int(known[field]):
+                problems.append(f"{name}: {field} {row[field]}, more than {known[field]}")
+    return problems + [f"{kernel} for {arch} is gone" for kernel, arch in expected]
+
+
+def main(log: str, binary: str, write: str = "") -> None:
+    found = read_log(Path(log).read_text())
+    assert found, f"{log} tells of no kernel"
+    problems = [
+        f"{symbol} for {arch}: {used.spilled_bytes} bytes spilled"
+        for (symbol, arch), used in found.items()
+        if used.spilled_bytes
+    ]
+    table, version = table_of(found), f"# nvcc {nvcc_version()}\n"
+    if write:
+        with TABLE.open("w", newline="") as file:
+            file.write(version)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+    with TABLE.open(newline="") as file:
+        if file.readline() == version:
+            rows = {(row["kernel"], row["arch"]): row for row in csv.DictReader(file)}
+            problems += compare(table, rows)
+        else:
+            print(f"{TABLE.name} is of another nvcc")
+    archs = sorted({arch for _, arch in found})
+    for arch in archs:
+        problems += instructions_missing(binary, arch)
+    if problems:
+        sys.exit("\n".join(problems))
+    print(f"{len(found)} kernels for {', '.join(archs)} are as they should be")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
