@@ -112,6 +112,20 @@ def test_exp2():
     np.testing.assert_allclose(y, expected, rtol=2.0**-22)
 
 
+def test_arithmetic_and_bits():
+    x = np.array([0.5, 2.0, -np.inf, np.inf, np.nan, -0.0, 1e-30], np.float32)
+    y = np.empty((4, x.size), np.float32)
+    KERNELS.run("arithmetic", x, simt.out(y), x.size)
+    np.testing.assert_array_equal(y[0], np.fmin(x, 1))  # of a number and NaN, the number
+    np.testing.assert_array_equal(y[1], np.fmax(x, 1))
+    for value, got in zip(x.view(np.uint32) >> 16, y[2], strict=True):
+        text = f"{value:032b}"
+        first = len(text) - text.rindex("1") if value else 0
+        leading = text.index("1") if value else 32
+        assert got == text.count("1") + 100 * leading + 10000 * first
+    np.testing.assert_array_equal(y[3], ~np.isnan(x))
+
+
 # --- the profile --------------------------------------------------------------------------------
 
 
