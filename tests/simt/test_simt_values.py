@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import simt
@@ -214,3 +216,13 @@ def test_inputs_and_null_pointers():
     assert error.value.reports[0].kind == "out of bounds"
     KERNELS.run("strided_read", x, simt.out(y), 1)
     np.testing.assert_array_equal(y, x)
+
+
+def test_other_threads_of_the_host_run_kernels_too():
+    """Shared memory is thread-local to the host, so each of its threads has its own."""
+    y = np.empty(32, np.float32)
+    with ThreadPoolExecutor(1) as pool:
+        for run in (lambda call: call(), lambda call: pool.submit(call).result()):
+            y[:] = 0
+            run(lambda: KERNELS.run("strided_shared", simt.out(y), 3))
+            assert (y == 1).all()
