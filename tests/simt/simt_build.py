@@ -88,6 +88,11 @@ def includes_of_packages() -> list[Path]:
     return sorted(path for package in packages for path in Path(package).glob("*/include"))
 
 
+def include_flags(cuda: Path) -> list[str]:
+    """The emulator's headers and CUDA's, and stand-ins for what the latter may lack."""
+    return [f"-I{INCLUDE}", "-isystem", str(cuda), "-idirafter", str(STAND_IN)]
+
+
 def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None) -> Path:
     """The shared library of a binding.
 
@@ -98,7 +103,7 @@ def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None
     """
     overlay = overlay or (Path(os.environ[OVERLAY]) if OVERLAY in os.environ else None)
     folders = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
-    includes = [f"-I{INCLUDE}", "-isystem", str(cuda_include()), "-idirafter", str(STAND_IN)]
+    includes = include_flags(cuda_include())
     command = [compiler(), *KERNEL, *(f"-D{macro}" for macro in defines), *includes]
     headers = [path for folder in (INCLUDE, *folders) for path in _headers(folder)]
     key = _hash(command, [source, *headers])  # without the overlay's name: the same mutant is kept

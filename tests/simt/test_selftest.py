@@ -51,3 +51,10 @@ def test_planted_bug_is_found_and_its_twin_is_silent(name, seed, preempt):
     found = {(report.kind, report.line) for report in error.value.reports}
     assert found & PLANTED[name], f"{error.value}\nis not what is planted: {PLANTED[name]}"
     assert {report.file for report in error.value.reports} == {SOURCE.name}
+
+
+def test_output_is_read_before_it_is_written():
+    x, y = np.ones(3, np.float32), np.empty(1, np.float32)
+    with pytest.raises(simt.Error) as error:
+        KERNELS.run("blocks_add", x, simt.out(y), 0, False)
+    assert {report.kind for report in error.value.reports} == {"uninitialised read"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import simt
@@ -112,6 +114,20 @@ def test_exp2():
     np.testing.assert_allclose(y, expected, rtol=2.0**-22)
 
 
+def test_arithmetic_and_bits():
+    x = np.array([0.5, 2.0, -np.inf, np.inf, np.nan, -0.0, 1e-30], np.float32)
+    y = np.empty((4, x.size), np.float32)
+    KERNELS.run("arithmetic", x, simt.out(y), x.size)
+    np.testing.assert_array_equal(y[0], np.fmin(x, 1))  # of a number and NaN, the number
+    np.testing.assert_array_equal(y[1], np.fmax(x, 1))
+    for value, got in zip(x.view(np.uint32) >> 16, y[2], strict=True):
+        text = f"{value:032b}"
+        first = len(text) - text.rindex("1") if value else 0
+        leading = text.index("1") if value else 32
+        assert got == text.count("1") + 100 * leading + 10000 * first
+    np.testing.assert_array_equal(y[3], ~np.isnan(x))
+
+
 # --- the profile --------------------------------------------------------------------------------
 
 
@@ -200,3 +216,13 @@ def test_inputs_and_null_pointers():
     assert error.value.reports[0].kind == "out of bounds"
     KERNELS.run("strided_read", x, simt.out(y), 1)
     np.testing.assert_array_equal(y, x)
+
+
+def test_other_threads_of_the_host_run_kernels_too():
+    """Shared memory is thread-local to the host, so each of its threads has its own."""
+    y = np.empty(32, np.float32)
+    with ThreadPoolExecutor(1) as pool:
+        for run in (lambda call: call(), lambda call: pool.submit(call).result()):
+            y[:] = 0
+            run(lambda: KERNELS.run("strided_shared", simt.out(y), 3))
+            assert (y == 1).all()

@@ -212,6 +212,12 @@ __global__ void ldmatrix_by_half_a_warp_kernel(const float* x, float* y, int) {
 }
 SELFTEST(ldmatrix_by_half_a_warp, 1, 0)
 
+template <bool kPlanted>
+__global__ void shuffle_width_kernel(const float* x, float* y, int n) {
+  y[threadIdx.x] = __shfl_xor_sync(kAll, x[threadIdx.x], 1, kPlanted ? n : 8);  // finds: bad mask
+}
+SELFTEST(shuffle_width, 1, 0)
+
 // --- addresses -----------------------------------------------------------------------------------
 
 template <bool kPlanted>
@@ -229,6 +235,17 @@ __global__ void past_a_shared_array_kernel(const float* x, float* y, int) {
   y[threadIdx.x] = row[threadIdx.x + (kPlanted ? 1 : 0)];  // finds: out of bounds
 }
 SELFTEST(past_a_shared_array, 1, 0)
+
+// By a pointer, whose type does not tell the size.
+template <bool kPlanted>
+__global__ void far_from_a_shared_array_kernel(const float* x, float* y, int n) {
+  __shared__ float row[kThreads];
+  float* const p = row + (kPlanted ? 1000 * n : 0);
+  p[threadIdx.x] = x[threadIdx.x];  // finds: out of bounds
+  __syncthreads();
+  y[threadIdx.x] = row[threadIdx.x];
+}
+SELFTEST(far_from_a_shared_array, 1, 0)
 
 struct TwoArrays {
   SharedCarver carver;
@@ -312,6 +329,13 @@ __global__ void index_overflow_kernel(const float* x, float* y, int n) {
 SELFTEST(index_overflow, 1, 0)
 
 template <bool kPlanted>
+__global__ void division_by_zero_kernel(const float* x, float* y, int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  y[i] = x[i / (kPlanted ? n - 5 : n)];  // finds: undefined behaviour
+}
+SELFTEST(division_by_zero, 1, 0)
+
+template <bool kPlanted>
 __global__ void shift_too_far_kernel(const float* x, float* y, int n) {
   const int bit = 1 << (kPlanted ? n + 27 : n);  // finds: undefined behaviour
   y[threadIdx.x] = x[threadIdx.x] + static_cast<float>(bit);
@@ -388,6 +412,16 @@ __global__ void copy_nobody_waits_for_kernel(const float* x, float* y, int) {
   y[threadIdx.x] = x[threadIdx.x];
 }
 SELFTEST(copy_nobody_waits_for, 1, 0)
+
+template <bool kPlanted>
+__global__ void copy_to_global_memory_kernel(const float* x, float* y, int) {
+  __shared__ float row[kThreads];
+  cp_async<4>((kPlanted ? y : row) + threadIdx.x, x + threadIdx.x);  // finds: out of bounds
+  cp_async_commit();
+  cp_async_wait<0>();
+  y[threadIdx.x] = x[threadIdx.x];
+}
+SELFTEST(copy_to_global_memory, 1, 0)
 
 template <bool kPlanted>
 __global__ void unaligned_copy_kernel(const float* x, float* y, int) {

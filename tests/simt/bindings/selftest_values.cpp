@@ -134,6 +134,17 @@ __global__ void exp2_kernel(const float* x, float* y, int n) {
   for (int i = static_cast<int>(threadIdx.x); i < n; i += 32) y[i] = exp2_fast(x[i]);
 }
 
+// y[4][n]: smaller, larger, bits, whether x is a number
+__global__ void arithmetic_kernel(const float* x, float* y, int n) {
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += 32) {
+    y[i] = min(x[i], 1.0f);
+    y[n + i] = max(1.0f, x[i]);
+    const int bits = static_cast<int>(__float_as_uint(x[i]) >> 16);
+    y[2 * n + i] = static_cast<float>(__popc(bits) + 100 * __clz(bits) + 10000 * __ffs(bits));
+    y[3 * n + i] = isnan(x[i]) ? 0.0f : 1.0f;
+  }
+}
+
 __global__ void strided_read_kernel(const float* x, float* y, int stride) {
   y[threadIdx.x] = x[static_cast<int>(threadIdx.x) * stride];
 }
@@ -204,6 +215,9 @@ SIMT_EXPORT int mma_tf32(const float* a, const float* b, const float* c, float* 
 }
 SIMT_EXPORT int exp2_of(const float* x, float* y, int n) {
   return launch(exp2_kernel, dim3(1), dim3(32), 0, nullptr, x, y, n);
+}
+SIMT_EXPORT int arithmetic(const float* x, float* y, int n) {
+  return launch(arithmetic_kernel, dim3(1), dim3(32), 0, nullptr, x, y, n);
 }
 SIMT_EXPORT int strided_read(const float* x, float* y, int stride) {
   return launch(strided_read_kernel, dim3(1), dim3(32), 0, nullptr, x, y, stride);

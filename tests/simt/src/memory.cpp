@@ -16,7 +16,7 @@ alignas(1024) unsigned char dynamic_buffer[Memory::kDynamicBytes];
 
 }  // namespace
 
-// Cells for bytes of whose numbers multiple is one: each old one is split.
+// Splits the cells so that an offset or a size of multiple bytes ends between two of them.
 void Region::refine(std::size_t multiple) {
   const unsigned finer = std::min<unsigned>(shift, std::countr_zero(multiple));
   const std::size_t count = ((bytes - 1) >> finer) + 1;
@@ -32,22 +32,16 @@ void Region::refine(std::size_t multiple) {
 
 void Memory::forget_recent() { recent_.fill(&nowhere); }
 
-Region* Memory::insert(Region region) {
-  auto* added = new Region(std::move(region));
-  const auto place = std::lower_bound(
-      regions_.begin(), regions_.end(), added->begin,
-      [](const Region* other, std::uintptr_t begin) { return other->begin < begin; });
-  regions_.insert(place, added);
-  return added;
+void Memory::insert(Region region) {
+  const auto place = std::upper_bound(
+      regions_.begin(), regions_.end(), region.begin,
+      [](std::uintptr_t begin, const auto& other) { return begin < other->begin; });
+  regions_.insert(place, std::make_unique<Region>(std::move(region)));
 }
 
 void Memory::erase_if(bool (*drop)(const Region&)) {
   forget_recent();
-  std::erase_if(regions_, [drop](Region* region) {
-    if (!drop(*region)) return false;
-    delete region;
-    return true;
-  });
+  std::erase_if(regions_, [drop](const auto& region) { return drop(*region); });
 }
 
 void Memory::add_buffer(const char* name, void* p, std::size_t bytes, Role role) {
@@ -81,8 +75,7 @@ void Memory::begin_launch(std::size_t dynamic_bytes) {
 }
 
 void Memory::poison_shared() {
-  std::memset(dynamic_buffer, 0xff, dynamic_bytes_);
-  for (const Region* region : regions_) {
+  for (const auto& region : regions_) {
     if (region->shared()) std::memset(reinterpret_cast<void*>(region->begin), 0xff, region->bytes);
   }
 }
@@ -103,9 +96,9 @@ void* Memory::carve(std::size_t offset, std::size_t bytes) {
 Region* Memory::search(std::uintptr_t address) const {
   const auto next = std::upper_bound(
       regions_.begin(), regions_.end(), address,
-      [](std::uintptr_t value, const Region* region) { return value < region->begin; });
+      [](std::uintptr_t value, const auto& region) { return value < region->begin; });
   if (next == regions_.begin()) return nullptr;
-  Region* region = *(next - 1);
+  Region* region = (next - 1)->get();
   return address - region->begin < region->bytes ? region : nullptr;
 }
 
@@ -132,13 +125,13 @@ std::string Memory::describe(std::uintptr_t address) const {
   if (address - static_ < static_bytes_) return "static shared memory between two variables";
   const Region* nearest = nullptr;
   std::uintptr_t distance = 1 << 20;  // further away, a buffer's name would only mislead
-  for (const Region* region : regions_) {
+  for (const auto& region : regions_) {
     if (region->shared()) continue;
     const std::uintptr_t off =
         address < region->begin ? region->begin - address : address - region->begin - region->bytes;
     if (off < distance) {
       distance = off;
-      nearest = region;
+      nearest = region.get();
     }
   }
   if (nearest == nullptr) return "an address in no buffer";
@@ -148,7 +141,7 @@ std::string Memory::describe(std::uintptr_t address) const {
 
 std::vector<std::string> Memory::unwritten() const {
   std::vector<std::string> found;
-  for (const Region* region : regions_) {
+  for (const auto& region : regions_) {
     if (region->role != Role::kOut) continue;
     std::size_t missing = region->cells.empty() ? region->bytes : 0;
     std::size_t first = 0;

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -102,11 +103,11 @@ class Memory {
   static constexpr std::size_t kRecent = 4096;
 
   Region* search(std::uintptr_t address) const;
-  Region* insert(Region region);
+  void insert(Region region);
   void erase_if(bool (*drop)(const Region&));
   void forget_recent();
 
-  std::vector<Region*> regions_;  // by address, never overlapping
+  std::vector<std::unique_ptr<Region>> regions_;  // by address, never overlapping
   std::array<Region*, kRecent> recent_;
   std::uintptr_t dynamic_ = 0;
   std::size_t dynamic_bytes_ = 0;

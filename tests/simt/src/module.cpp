@@ -14,7 +14,8 @@
 namespace simt {
 namespace {
 
-thread_local volatile char anchor;  // so that the module has a thread-local segment in any case
+// So that the module has a thread-local segment in any case.
+thread_local volatile char simt_anchor;
 
 struct Loaded {
   std::uintptr_t address;  // of something in the module that is looked for
@@ -45,7 +46,7 @@ int match(dl_phdr_info* info, std::size_t, void* data) {
 }
 
 Loaded find_loaded() {
-  anchor = 0;  // the loader makes a thread's segment when it is first touched
+  simt_anchor = 0;  // the loader makes a thread's segment when it is first touched
   Loaded loaded{reinterpret_cast<std::uintptr_t>(&find_loaded)};
   dl_iterate_phdr(match, &loaded);
   return loaded;
@@ -84,7 +85,7 @@ void read_symbols(Module& module) {
       } else if (ELF64_ST_TYPE(symbol->st_info) == STT_TLS && symbol->st_size > 0) {
         const StaticVariable variable{last_part(demangle(name)), symbol->st_value, symbol->st_size};
         const bool guard = std::string_view(name).starts_with("_ZGV");
-        if (variable.name != "anchor")
+        if (variable.name != "simt_anchor")
           (guard ? module.guards : module.variables).push_back(variable);
       }
     }

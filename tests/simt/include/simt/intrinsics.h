@@ -1,6 +1,8 @@
 // CUDA's built-in functions: barriers, fences, warp collectives, atomics, arithmetic, bits.
 #pragma once
 
+#include <math.h>  // and the global names: kernels write isnan(x)
+
 #include <cassert>
 #include <cmath>
 
@@ -194,7 +196,9 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __saturatef(float a) { return a > 0.0f ? (a < 1.0f ? a : 1.0f) : 0.0f; }
 
@@ -212,13 +216,14 @@ inline unsigned __brev(unsigned x) {
   return reversed;
 }
 
+// Of a number and NaN, the number: as fminf and fmaxf, which CUDA's overloads call.
 template <class A, class B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
-  return b < a ? b : a;
+  return b < a || a != a ? b : a;
 }
 template <class A, class B>
 constexpr std::common_type_t<A, B> max(A a, B b) {
-  return a < b ? b : a;
+  return a < b || a != a ? b : a;
 }
 
 #undef assert
