@@ -19,7 +19,7 @@ export CXX
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN := $(abspath $(VENV))/bin
-CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 LOG := build/build.log
 
 .PHONY: help demo test lint format bench sanitize install build clean distclean FORCE

@@ -1,0 +1,155 @@
+"""Compiles a binding, the kernels that it includes and the emulator into one shared library.
+
+Libraries lie in build/simt/ under the hash of all that they are made of: nothing is compiled twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import toolchain  # build_backend/toolchain.py
+
+HERE = Path(__file__).resolve().parent
+BINDINGS = HERE / "bindings"
+BUILD = toolchain.ROOT / "build" / "simt"
+KERNEL_INCLUDES = (toolchain.ROOT / "csrc",)
+
+# A folder to look into before csrc/: the mutation runner puts a changed kernel file there.
+OVERLAY = "SIMT_OVERLAY"
+
+COMMON = ["-std=c++20", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+RUNTIME = [*COMMON, "-O2"]
+# The sanitizers' instrumentation without their libraries: the emulator defines what it calls.
+# Uninitialised locals get a pattern; products and sums stay apart, as on every processor.
+KERNEL = [
+    *COMMON,
+    "-O1",
+    "-DIMGFAST_SIMT",
+    "-fsanitize=thread,bounds,alignment,shift,integer-divide-by-zero,signed-integer-overflow",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-ftrivial-auto-var-init=pattern",
+    "-fno-extern-tls-init",
+    "-ffp-contract=off",
+    "-Wno-unknown-pragmas",
+]
+
+
+class Unavailable(RuntimeError):
+    """The emulator cannot be built here; the message says why."""
+
+
+class CompileError(RuntimeError):
+    """The compiler's words."""
+
+
+@functools.cache
+def compiler() -> str:
+    """g++: its instrumentation is what the hooks are written for."""
+    machine = (platform.system(), platform.machine())
+    if machine != ("Linux", "x86_64"):
+        raise Unavailable(f"the emulator runs on x86-64 Linux, this is {' '.join(machine)}")
+    for name in (os.environ.get("CXX", "c++"), "g++"):
+        found = shutil.which(name)
+        if found and "Free Software Foundation" in _output([found, "--version"]):
+            return found
+    raise Unavailable("the emulator needs g++ 12 or newer, and there is none on PATH")
+
+
+@functools.cache
+def cuda_include() -> Path:
+    """The headers of a CUDA toolkit, or those that come with a CUDA build of torch."""
+    folders = []
+    try:
+        folders.append(toolchain.find_toolkit(os.environ).include)
+    except toolchain.BuildError as error:
+        reason = str(error)
+    else:
+        reason = f"{folders[0]} has no cuda_fp16.h"
+    if nvidia := importlib.util.find_spec("nvidia"):
+        for package in nvidia.submodule_search_locations or ():
+            folders += sorted(Path(package).glob("*/include"), reverse=True)
+    for folder in folders:
+        if all((folder / name).exists() for name in ("cuda_fp16.h", "cuda_runtime_api.h")):
+            return folder
+    raise Unavailable(f"no CUDA headers: {reason}, and torch brings none")
+
+
+def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None) -> Path:
+    """The shared library of a binding.
+
+    Args:
+        source: the binding, a C++ file with functions marked SIMT_EXPORT.
+        defines: macros, ``"NAME"`` or ``"NAME=VALUE"``.
+        overlay: a folder that is searched for kernel files before csrc/.
+    """
+    overlay = overlay or (Path(os.environ[OVERLAY]) if OVERLAY in os.environ else None)
+    kernel_includes = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
+    includes = [f"-I{HERE / 'include'}", "-isystem", str(cuda_include())]
+    command = [compiler(), *KERNEL, *(f"-D{macro}" for macro in defines), *includes]
+    command += [f"-I{folder}" for folder in kernel_includes]
+    kernels = [path for folder in kernel_includes for path in _headers(folder)]
+    key = _hash(command, [source, *_headers(HERE / "include"), *kernels])
+    runtime = _runtime(includes)
+    library = BUILD / f"{source.stem}-{key}-{runtime.stem}.so"
+    if not library.exists():
+        kernel = _compile(command, f'#include "{source}"\n', f"{source.stem}-{key}")
+        partial = library.with_suffix(f".{os.getpid()}.so")
+        # Without the sanitizers' flag, which would link their library.
+        _run([compiler(), "-shared", "-Wl,--no-undefined", "-o", partial, kernel, runtime])
+        partial.replace(library)
+    return library
+
+
+def _runtime(includes: Sequence[str]) -> Path:
+    """The emulator itself. Compiled as one file: most of the time goes into the same headers."""
+    sources = sorted((HERE / "src").glob("*.cpp"))
+    command = [compiler(), *RUNTIME, *includes]
+    key = _hash(command, [*sources, *_headers(HERE / "src"), *_headers(HERE / "include")])
+    return _compile(command, "".join(f'#include "{path}"\n' for path in sources), key)
+
+
+def _compile(command: Sequence[object], text: str, name: str) -> Path:
+    """The object file of a text in C++."""
+    compiled = BUILD / f"{name}.o"
+    if not compiled.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        partial = compiled.with_suffix(f".{os.getpid()}.o")
+        _run([*command, "-c", "-o", partial, "-x", "c++", "-"], text)
+        partial.replace(compiled)  # at once: other processes may build the same
+    return compiled
+
+
+def _headers(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cuh"))
+
+
+def _hash(command: Iterable[object], files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(" ".join(map(str, command)).encode())
+    digest.update(_output([compiler(), "-dumpfullversion"]).encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _tool_output(command: tuple[str, ...]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _output(command: Sequence[str]) -> str:
+    return _tool_output(tuple(command))
+
+
+def _run(command: Sequence[object], text: str = "") -> None:
+    words = [str(part) for part in command]
+    done = subprocess.run(words, input=text, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CompileError(done.stderr)
