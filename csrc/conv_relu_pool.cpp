@@ -172,8 +172,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                                           bool save_codes) {
   const ConvReLUPoolParams p = make_params(x, weight, geometry);
   if (save_codes) check_codes(p);
-  Tensor y =
-      empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(p, x, weight));
+  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(p, x, weight));
   Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
   if (bias) {

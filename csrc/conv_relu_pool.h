@@ -55,7 +55,8 @@ enum Geometry {
   kPoolDilationW,
   kCeilMode,
   kCountIncludePad,
-  kWinograd,  // bits of the enum above
+  kWinograd,   // bits of the enum above
+  kAllowTF32,  // 1: a GPU may round float32 factors to tf32
   kGeometrySize
 };
 
@@ -71,6 +72,7 @@ struct ConvReLUPoolParams {
   int64_t PH, PW;  // y [N, K, PH, PW]
   Activation activation;
   int winograd;  // bits of Winograd
+  bool allow_tf32;
 };
 
 // Static, as this header also enters translation units of one instruction set.
@@ -126,6 +128,7 @@ static inline ConvReLUPoolParams conv_relu_pool_params(int64_t N, int64_t C, int
   p.activation = static_cast<Activation>(geometry[kActivation]);
   p.pool = static_cast<Pool>(geometry[kPool]);
   p.winograd = static_cast<int>(geometry[kWinograd]);
+  p.allow_tf32 = geometry[kAllowTF32];
   p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = 1;
   p.pool_dilation_h = p.pool_dilation_w = 1;
   p.PH = p.P, p.PW = p.Q;

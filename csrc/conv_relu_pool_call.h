@@ -85,10 +85,10 @@ inline ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, con
 
 // Codes to be saved must exist.
 inline void check_codes(const ConvReLUPoolParams& p) {
-  STD_TORCH_CHECK(p.pool == Pool::kMax ||
-                      (p.pool == Pool::kAvg && p.pool_h * p.pool_w <= kMaxAvgWindow),
-                  "conv_relu_pool: codes exist for max pools, and for avg pools of at most ",
-                  kMaxAvgWindow, " positions");
+  STD_TORCH_CHECK(
+      p.pool == Pool::kMax || (p.pool == Pool::kAvg && p.pool_h * p.pool_w <= kMaxAvgWindow),
+      "conv_relu_pool: codes exist for max pools, and for avg pools of at most ", kMaxAvgWindow,
+      " positions");
 }
 
 inline void check_bias(const ConvReLUPoolParams& p, const Tensor& x, const Tensor& bias) {

@@ -63,18 +63,19 @@ struct Window {
 template <Pooling kPooling, int kM, int kN>
 struct EpilogueLayout {
   static constexpr int kRows = kPooling == Pooling::kQuad ? kM / 4 : kM;
-  static constexpr int kPitch = kN + 8;  // rows g of a fragment, four apart, meet no bank twice
+  // Rows that lanes touch together, of a fragment or of y, meet no bank twice.
+  static constexpr int kPitch = kN + 8, kCodePitch = kN + 16;
   SharedCarver carver;
   SharedArray<float> values = carver.take<float>(kRows * kPitch);
   SharedArray<std::uint8_t> codes =
-      carver.take<std::uint8_t>(kPooling == Pooling::kQuad ? kRows * kN : 0);
+      carver.take<std::uint8_t>(kPooling == Pooling::kQuad ? kRows * kCodePitch : 0);
 };
 
 // One block's epilogue. The kernel puts what it has summed, waits at a barrier and calls write.
-template <class T, Pooling kPooling, int kM, int kN>
+template <class T, Pooling kPooling, int kM, int kN, int kThreads>
 struct Epilogue {
   using Layout = EpilogueLayout<kPooling, kM, kN>;
-  static constexpr int kPitch = Layout::kPitch;
+  static constexpr int kPitch = Layout::kPitch, kCodePitch = Layout::kCodePitch;
   static constexpr int kVector = 4;  // filters that a thread writes
 
   const ConvForward<T>& a;
@@ -88,16 +89,12 @@ struct Epilogue {
     if constexpr (kPooling == Pooling::kQuad) codes = layout.codes.data();
   }
 
-  // Of filter k of the tile; 0 where there is none.
-  __device__ __forceinline__ float bias(int k) const {
-    const int at = place.k0 + k;
-    if (a.bias == nullptr || at >= a.shape.K) return 0.0f;
-    return static_cast<float>(load_readonly<T>(a.bias + place.group * a.shape.K + at));
+  // What the pool takes of a sum, of a filter with this term_bias.
+  __device__ __forceinline__ float term(float sum, float term_bias) const {
+    return a.shape.activate_first ? activate(a.shape.activation, sum + term_bias) : sum;
   }
-
-  // What the pool takes of a sum.
-  __device__ __forceinline__ float term(float sum, float bias) const {
-    return a.shape.activate_first ? activate(a.shape.activation, sum + bias) : sum;
+  __device__ __forceinline__ float term_bias(int k) const {
+    return a.shape.activate_first ? bias(k) : 0.0f;
   }
 
   // The sums of N neighbouring filters at one position.
@@ -127,27 +124,37 @@ struct Epilogue {
       code[j] = static_cast<std::uint8_t>(quad.code);
     }
     store(values + window * kPitch + k, value);
-    store(codes + window * kN + k, code);
+    store(codes + window * kCodePitch + k, code);
   }
 
-  // Every output of the tile, kVector filters a thread. Neighbouring lanes write what lies together
-  // in y: filters, or eight outputs of a row.
+  // Every output of the tile: a thread stays with its kVector filters. Neighbouring lanes write
+  // what lies together in y: filters, or eight outputs of a row.
   __device__ void write() const {
-    constexpr int kGroups = kN / kVector;
-    const bool filters_together = a.y_stride[1] == 1;
-    const int outputs = a.tile.outputs(), items = (outputs + 7) / 8 * 8 * kGroups;
-    for (int i = static_cast<int>(threadIdx.x); i < items; i += static_cast<int>(blockDim.x)) {
-      int output = i / kGroups, k = i % kGroups * kVector;
-      if (!filters_together) {
-        output = i / (8 * kGroups) * 8 + i % 8;
-        k = i / 8 % kGroups * kVector;
-      }
-      if (output < outputs && place.k0 + k < a.shape.K) write_output(output, k);
+    constexpr int kGroups = kN / kVector, kStep = kThreads / kGroups;
+    static_assert(kStep % 8 == 0);
+    const int thread = static_cast<int>(threadIdx.x);
+    int output = thread / kGroups, k = thread % kGroups * kVector;
+    if (a.y_stride[1] != 1) {
+      output = thread / (8 * kGroups) * 8 + thread % 8;
+      k = thread / 8 % kGroups * kVector;
     }
+    if (place.k0 + k >= a.shape.K) return;
+    float filter_bias[kVector];
+#pragma unroll
+    for (int j = 0; j < kVector; j++) filter_bias[j] = bias(k + j);
+    for (; output < a.tile.outputs(); output += kStep) write_output(output, k, filter_bias);
   }
 
  private:
-  __device__ __forceinline__ void write_output(int output, int k) const {
+  // Of filter k of the tile; 0 where there is none.
+  __device__ __forceinline__ float bias(int k) const {
+    const int at = place.k0 + k;
+    if (a.bias == nullptr || at >= a.shape.K) return 0.0f;
+    return static_cast<float>(load_readonly<T>(a.bias + place.group * a.shape.K + at));
+  }
+
+  __device__ __forceinline__ void write_output(int output, int k,
+                                               const float (&filter_bias)[kVector]) const {
     const ConvShape& s = a.shape;
     const BoxIndex at(output, a.tile.rows, a.tile.cols);
     const int n = place.n0 + at.image, ph = place.ph0 + at.row, pw = place.pw0 + at.col;
@@ -155,7 +162,7 @@ struct Epilogue {
     Window windows[kVector];
     if constexpr (kPooling == Pooling::kQuad) {
       const auto value = load<Vec<float, kVector>>(values + output * kPitch + k);
-      const auto code = load<Vec<std::uint8_t, kVector>>(codes + output * kN + k);
+      const auto code = load<Vec<std::uint8_t, kVector>>(codes + output * kCodePitch + k);
 #pragma unroll
       for (int j = 0; j < kVector; j++) windows[j] = {value[j], code[j]};
     } else if constexpr (kPooling == Pooling::kElement) {
@@ -174,7 +181,7 @@ struct Epilogue {
     for (int j = 0; j < kVector; j++) {
       Window& window = windows[j];
       if (!s.activate_first) {
-        const float argument = window.value + bias(k + j);
+        const float argument = window.value + filter_bias[j];
         window.value = activate(s.activation, argument);
         if (argument <= 0.0f) window.code |= kBlocked;
       }

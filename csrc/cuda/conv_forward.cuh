@@ -19,7 +19,6 @@ namespace imgfast::cuda {
 struct ConvForwardCall {
   const ConvReLUPoolParams* params;
   DType dtype;  // of x, weight, bias and y
-  bool tf32;    // float32 may be rounded to tf32
   const void* x;
   std::int64_t x_stride[4];  // [N, C, H, W]
   const void* weight;
@@ -186,9 +185,9 @@ inline bool make_shape(const ConvReLUPoolParams& p, ConvShape& s) {
 
 // The box of outputs with the least work for all tiles together, of those whose positions are at
 // most kM and that fit. Products are made for kM positions, full or not; to stage a pixel costs as
-// much as kStagingCost of them.
+// much as kStagingCost of them, and a row of pixels as much as row_cost pixels more.
 template <class Fits>
-ConvTile choose_tile(const ConvShape& s, int kM, const Fits& fits) {
+ConvTile choose_tile(const ConvShape& s, int kM, int row_cost, const Fits& fits) {
   constexpr double kStagingCost = 8;
   const int span_h = (s.pool_h - 1) * s.pool_dilation_h + 1;
   const int span_w = (s.pool_w - 1) * s.pool_dilation_w + 1;
@@ -217,7 +216,8 @@ ConvTile choose_tile(const ConvShape& s, int kM, const Fits& fits) {
     }
     if (!fits(t)) break;
     const double tiles = static_cast<double>(conv_ceil_div(s.N, t.images)) * t.tiles_h * t.tiles_w;
-    const double cost = tiles * (static_cast<double>(kM) * s.R * s.S + kStagingCost * t.pixels());
+    const double staged = static_cast<double>(t.images) * t.in_rows * (t.in_cols + row_cost);
+    const double cost = tiles * (static_cast<double>(kM) * s.R * s.S + kStagingCost * staged);
     if (cost < least) {
       least = cost;
       best = t;
@@ -264,14 +264,17 @@ bool is_packed(const ConvForwardCall& call, const ConvPacking& packing) {
 
 template <class Instance>
 ConvForwardPlan plan_instance(const ConvForwardCall& call, ConvForwardPlan plan) {
+  using Element = typename Instance::Element;
   using Epilogue = EpilogueLayout<Instance::kPool, Instance::kM, Instance::kN>;
   constexpr std::size_t kEpilogueBytes = Epilogue().carver.bytes;
   const ConvShape& s = plan.shape;
   const auto bytes = [&](const ConvTile& t) {
     return std::max(typename Instance::Layout(s, t).carver.bytes, kEpilogueBytes);
   };
-  plan.tile =
-      choose_tile(s, Instance::kM, [&](const ConvTile& t) { return bytes(t) <= kMostSharedBytes; });
+  // Where channels lie apart a row is read in sectors of 32 bytes, which its ends do not fill.
+  const int row_cost = call.x_stride[1] == 1 ? 0 : 32 / static_cast<int>(sizeof(Element));
+  const auto fits = [&](const ConvTile& t) { return bytes(t) <= kMostSharedBytes; };
+  plan.tile = choose_tile(s, Instance::kM, row_cost, fits);
   if (plan.tile.images == 0) return {};
   plan.shared_bytes = bytes(plan.tile);
   plan.blocks = conv_ceil_div(s.K, Instance::kN) * s.groups * conv_ceil_div(s.N, plan.tile.images) *
@@ -305,9 +308,9 @@ inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call) {
   const std::int64_t C = p.C / p.groups, K = p.K / p.groups;
   const bool narrow = call.dtype == DType::kBFloat16 || call.dtype == DType::kFloat16;
   const ConvKernel many = K > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
-  const ConvKernel tensor_cores = narrow && C < 8                  ? ConvKernel::kMmaFew
-                                  : narrow || (call.tf32 && C > 4) ? many
-                                                                   : ConvKernel::kNone;
+  const ConvKernel tensor_cores = narrow && C < 8                     ? ConvKernel::kMmaFew
+                                  : narrow || (p.allow_tf32 && C > 4) ? many
+                                                                      : ConvKernel::kNone;
   const ConvKernel simt = C < 4 ? ConvKernel::kSimtFew : ConvKernel::kSimt;
   for (ConvKernel kernel : {tensor_cores, simt}) {
     const ConvForwardPlan plan = plan_conv_forward(call, kernel);

@@ -77,7 +77,7 @@ struct WarpTile {
       if constexpr (kPooling == Pooling::kQuad) {
         // Of a pair of lanes, each takes one filter and hands its half of the other's over.
         const int mine = g % 2;
-        const float bias[1] = {epilogue.bias(pair + mine)};
+        const float bias[1] = {epilogue.term_bias(pair + mine)};
 #pragma unroll
         for (int i = 0; i < kFragmentsM; i++) {
           const float (&d)[4] = sum[i][j];
@@ -89,7 +89,7 @@ struct WarpTile {
           epilogue.put_quad((m + i * 16) / 4 + g / 2, pair + mine, quad, bias);
         }
       } else {
-        const float bias[2] = {epilogue.bias(pair), epilogue.bias(pair + 1)};
+        const float bias[2] = {epilogue.term_bias(pair), epilogue.term_bias(pair + 1)};
 #pragma unroll
         for (int i = 0; i < kFragmentsM; i++) {
           const float upper[2] = {sum[i][j][0], sum[i][j][1]};

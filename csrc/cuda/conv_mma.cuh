@@ -21,9 +21,13 @@ struct ConvMma {
   static constexpr int kPiece = 16 / sizeof(T);  // channels of a copy of 16 bytes
   static constexpr int kPieces = 4;              // of a chunk
   static constexpr int kChunk = kPieces * kPiece;
-  // Rows 80 bytes apart: eight of them, as ldmatrix reads them, meet no bank twice.
-  static constexpr int kPitch = kChunk + kPiece;
   static constexpr int kStages = 4;
+
+  // Where a piece of a row lies. Of eight rows in sequence, as ldmatrix reads them, the same piece
+  // lies in eight different places modulo all banks; so do the pieces of two rows that are copied.
+  __device__ static __forceinline__ int offset(int row, int piece) {
+    return (row * kPieces + (piece ^ row / 2 % kPieces)) * kPiece;
+  }
 };
 
 // The shared memory of the main loop, under which lies the epilogue's.
@@ -32,14 +36,14 @@ struct ConvMmaLayout {
   using Size = ConvMma<T, kWarpsN>;
   int input_size, buffers;
   SharedCarver carver;
-  SharedArray<T> weight, input;  // [kStages][kN][kPitch], [buffers][pixels][kPitch]
+  SharedArray<T> weight, input;  // [kStages][kN][kChunk], [buffers][pixels][kChunk]
 
   // While a step is multiplied, the input of kStages - 1 further steps may be on its way.
   __host__ __device__ ConvMmaLayout(const ConvShape& s, const ConvTile& t)
-      : input_size(t.pixels() * Size::kPitch),
+      : input_size(t.pixels() * Size::kChunk),
         buffers(
             fewer((Size::kStages - 2) / (s.R * s.S) + 2, (s.C + Size::kChunk - 1) / Size::kChunk)),
-        weight(carver.take<T>(Size::kStages * Size::kN * Size::kPitch)),
+        weight(carver.take<T>(Size::kStages * Size::kN * Size::kChunk)),
         input(carver.take<T>(static_cast<std::size_t>(buffers) * input_size)) {}
 
   __host__ __device__ static int fewer(int a, int b) { return a < b ? a : b; }
@@ -73,7 +77,7 @@ struct ConvMmaStage {
       const int piece = a.vector_x ? i % Size::kPieces : i / pixels;
       const int c = c0 + piece * Size::kPiece;
       const T* from = pixel_address(a, place, pixel);
-      T* piece_to = to + pixel * Size::kPitch + piece * Size::kPiece;
+      T* piece_to = to + Size::offset(pixel, piece);
       if (a.vector_x) {
         const bool valid = from != nullptr && c < C;
         cp_async<16>(piece_to, valid ? from + c : a.x, valid);
@@ -105,8 +109,7 @@ struct ConvMmaStage {
       const bool valid = k < s.K && c < C;
       const std::int64_t row = place.group * s.K + k;
       const std::int64_t offset = ((row * s.R + step.r) * s.S + step.s) * C + c;
-      cp_async<16>(to + filter * Size::kPitch + piece * Size::kPiece, valid ? from + offset : from,
-                   valid);
+      cp_async<16>(to + Size::offset(filter, piece), valid ? from + offset : from, valid);
     }
   }
 };
@@ -115,7 +118,7 @@ template <class T, int kWarpsN, Pooling kPooling>
 __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
     conv_relu_pool_forward_mma_kernel(const __grid_constant__ ConvForward<T> a) {
   using Size = ConvMma<T, kWarpsN>;
-  constexpr int kStages = Size::kStages, kPitch = Size::kPitch, kPiece = Size::kPiece;
+  constexpr int kStages = Size::kStages, kChunk = Size::kChunk, kPiece = Size::kPiece;
   const ConvShape& s = a.shape;
   const BlockPlace place(s, a.tile, Size::kN);
   const ConvMmaLayout<T, kWarpsN> layout(s, a.tile);
@@ -131,10 +134,9 @@ __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
 #pragma unroll
   for (int i = 0; i < WarpTile::kFragmentsM; i++) {
     const int at = fragment_position<kPooling>(m / 16 + i, lane % 16);
-    position[i] = first_pixel<kPooling>(s, a.tile, at) * kPitch + lane / 16 * kPiece;
+    position[i] = first_pixel<kPooling>(s, a.tile, at);
   }
-  const int filter =
-      (k + WarpTile::filter_row(lane)) * kPitch + WarpTile::filter_piece(lane) * kPiece;
+  const int filter = k + WarpTile::filter_row(lane);
 
   // Load ahead: copies of a step form a group, empty behind the last step.
   const int steps = (s.C + Size::kChunk - 1) / Size::kChunk * s.R * s.S;
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
   int staged = 0;
   const auto stage_next = [&] {
     if (staged < steps) {
-      stage.weight(ahead, weight + staged % kStages * Size::kN * kPitch);
+      stage.weight(ahead, weight + staged % kStages * Size::kN * kChunk);
       if (ahead.r == 0 && ahead.s == 0) {
         stage.input(ahead.c0, input + ahead.buffer * layout.input_size);
       }
@@ -161,19 +163,20 @@ __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
     __syncthreads();  // step i is there, and step i - 1 is read: its place is filled next
     stage_next();
 
-    const int tap = (step.r * s.dilation_h * a.tile.in_cols + step.s * s.dilation_w) * kPitch;
-    const T* const pixels = input + step.buffer * layout.input_size + tap;
-    const T* const filters = weight + i % kStages * Size::kN * kPitch + filter;
+    const int tap = step.r * s.dilation_h * a.tile.in_cols + step.s * s.dilation_w;
+    const T* const pixels = input + step.buffer * layout.input_size;
+    const T* const filters = weight + i % kStages * Size::kN * kChunk;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int c = half * 2 * kPiece;
-      if (step.c0 + c >= s.C) break;  // nothing but zeros
+      if (step.c0 + half * 2 * kPiece >= s.C) break;  // nothing but zeros
       std::uint32_t filter_bits[WarpTile::kFragmentsN][2];
-      WarpTile::load_filters<T>(filter_bits, filters + c, kPitch);
+      WarpTile::load_filters<T>(
+          filter_bits, filters + Size::offset(filter, half * 2 + WarpTile::filter_piece(lane)),
+          kChunk);
 #pragma unroll
       for (int f = 0; f < WarpTile::kFragmentsM; f++) {
         std::uint32_t x[4];
-        ldmatrix(x, pixels + position[f] + c);
+        ldmatrix(x, pixels + Size::offset(position[f] + tap, half * 2 + lane / 16));
 #pragma unroll
         for (int v = 0; v < 4; v++) x[v] = operand<T>(x[v]);
         warp_tile.add<T>(f, x, filter_bits);
@@ -184,7 +187,7 @@ __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
   cp_async_wait<0>();
   __syncthreads();  // the epilogue overwrites what was read
 
-  const Epilogue<T, kPooling, Size::kM, Size::kN> epilogue(a, place);
+  const Epilogue<T, kPooling, Size::kM, Size::kN, Size::kThreads> epilogue(a, place);
   warp_tile.put<kPooling>(epilogue, m, k);
   __syncthreads();
   epilogue.write();

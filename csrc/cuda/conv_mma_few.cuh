@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(ConvMmaFew::kThreads, 4)
   }
   __syncthreads();  // the epilogue overwrites what was read
 
-  const Epilogue<T, kPooling, ConvMmaFew::kM, kN> epilogue(a, place);
+  const Epilogue<T, kPooling, ConvMmaFew::kM, kN, kThreads> epilogue(a, place);
   warp_tile.put<kPooling>(epilogue, m, k);
   __syncthreads();
   epilogue.write();

@@ -1,5 +1,5 @@
 // conv_relu_pool's forward in float32 arithmetic, for every dtype, layout, stride and pool: a block
-// computes kM positions by kN filters, a thread 8 positions by 4 filters in registers.
+// computes kM positions by kN filters, a thread 8 positions by 8 filters in registers.
 //
 // kV channels of a pixel are read from shared memory at once. kV = 4 walks the channels in chunks.
 // kV = 1 is for few channels (1, 2, 3): a pixel holds all of them and no more, and the taps of a
@@ -14,10 +14,11 @@
 namespace imgfast::cuda {
 
 struct ConvSimt {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   static constexpr int kM = 128, kN = 64;
-  static constexpr int kThreadM = 8, kThreadN = 4;
-  static constexpr int kChunk = 16;  // channels that are staged together
+  static constexpr int kThreadM = 8;                // neighbouring positions
+  static constexpr int kVectors = 2, kVectorN = 4;  // and vectors of filters, kN / 2 apart
+  static constexpr int kChunk = 16;                 // channels that are staged together
 };
 
 // The shared memory of the main loop, under which lies the epilogue's.
@@ -69,10 +70,11 @@ __device__ __forceinline__ void stage_input(const ConvForward<T>& a, const Block
 }
 
 template <class T, int kV, Pooling kPooling>
-__global__ void __launch_bounds__(ConvSimt::kThreads, 2)
+__global__ void __launch_bounds__(ConvSimt::kThreads, 3)
     conv_relu_pool_forward_simt_kernel(const __grid_constant__ ConvForward<T> a) {
   constexpr int kM = ConvSimt::kM, kN = ConvSimt::kN;
-  constexpr int kThreadM = ConvSimt::kThreadM, kThreadN = ConvSimt::kThreadN;
+  constexpr int kThreadM = ConvSimt::kThreadM;
+  constexpr int kVectors = ConvSimt::kVectors, kVectorN = ConvSimt::kVectorN;
   const ConvShape& s = a.shape;
   const ConvTile& tile = a.tile;
   const BlockPlace place(s, tile, kN);
@@ -80,17 +82,16 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 2)
   float* input = layout.input.data();
   float* weight = layout.weight.data();
 
-  // A warp is 4 threads of positions by 8 of filters: a load of either is one pass of the banks.
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int m = (warp / 2 * 4 + lane / 8) * kThreadM;
-  const int k = (warp % 2 * 8 + lane % 8) * kThreadN;
+  // Eight threads share their positions, and as vectors their filters fill all banks.
+  const int m = static_cast<int>(threadIdx.x) / 8 * kThreadM;
+  const int k = static_cast<int>(threadIdx.x) % 8 * kVectorN;
 
   int position[kThreadM];
 #pragma unroll
   for (int i = 0; i < kThreadM; i++) {
     position[i] = first_pixel<kPooling>(s, tile, m + i) * layout.pitch;
   }
-  float sum[kThreadM][kThreadN] = {};
+  float sum[kVectors][kThreadM][kVectorN] = {};
 
   const int C = (s.C + kV - 1) / kV * kV, K = (s.K + kN - 1) / kN * kN;
   for (int c0 = 0; c0 < C; c0 += layout.channels) {
@@ -125,11 +126,16 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 2)
           }
 #pragma unroll
           for (int v = 0; v < kV; v++, term += kN) {
-            const auto w = load<Vec<float, kThreadN>>(term + k);
 #pragma unroll
-            for (int i = 0; i < kThreadM; i++) {
+            for (int n = 0; n < kVectors; n++) {
+              const auto w = load<Vec<float, kVectorN>>(term + n * (kN / kVectors) + k);
 #pragma unroll
-              for (int j = 0; j < kThreadN; j++) sum[i][j] = fmaf(x[i][v], w[j], sum[i][j]);
+              for (int i = 0; i < kThreadM; i++) {
+#pragma unroll
+                for (int j = 0; j < kVectorN; j++) {
+                  sum[n][i][j] = fmaf(x[i][v], w[j], sum[n][i][j]);
+                }
+              }
             }
           }
         }
@@ -138,24 +144,28 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 2)
     }
   }
 
-  const Epilogue<T, kPooling, kM, kN> epilogue(a, place);
-  float bias[kThreadN];
+  const Epilogue<T, kPooling, kM, kN, ConvSimt::kThreads> epilogue(a, place);
 #pragma unroll
-  for (int j = 0; j < kThreadN; j++) bias[j] = epilogue.bias(k + j);
-  if constexpr (kPooling == Pooling::kQuad) {
+  for (int n = 0; n < kVectors; n++) {
+    const int filter = n * (kN / kVectors) + k;
+    float bias[kVectorN];
 #pragma unroll
-    for (int i = 0; i < kThreadM; i += 4) {
-      float quad[kThreadN][4];
+    for (int j = 0; j < kVectorN; j++) bias[j] = epilogue.term_bias(filter + j);
+    if constexpr (kPooling == Pooling::kQuad) {
 #pragma unroll
-      for (int j = 0; j < kThreadN; j++) {
+      for (int i = 0; i < kThreadM; i += 4) {
+        float quad[kVectorN][4];
 #pragma unroll
-        for (int q = 0; q < 4; q++) quad[j][q] = sum[i + q][j];
+        for (int j = 0; j < kVectorN; j++) {
+#pragma unroll
+          for (int q = 0; q < 4; q++) quad[j][q] = sum[n][i + q][j];
+        }
+        epilogue.put_quad((m + i) / 4, filter, quad, bias);
       }
-      epilogue.put_quad((m + i) / 4, k, quad, bias);
-    }
-  } else {
+    } else {
 #pragma unroll
-    for (int i = 0; i < kThreadM; i++) epilogue.put(m + i, k, sum[i], bias);
+      for (int i = 0; i < kThreadM; i++) epilogue.put(m + i, filter, sum[n][i], bias);
+    }
   }
   __syncthreads();
   epilogue.write();

@@ -1,5 +1,5 @@
-// conv_relu_pool's forward for the emulator. sizes are [N, C, H, W, K, R, S], strides those of x, of
-// weight and of y in elements, geometry the operator's list; dtype is a DType.
+// conv_relu_pool's forward for the emulator. sizes are [N, C, H, W, K, R, S], strides those of x,
+// of weight and of y in elements, geometry the operator's list; dtype is a DType.
 #include <simt/export.h>
 
 #include "cuda/conv_forward.cuh"
@@ -14,12 +14,11 @@ struct Call {
   ConvForwardCall call{};
 
   Call(const std::int64_t* sizes, const std::int64_t* strides, const std::int64_t* geometry,
-       int dtype, int tf32, const void* x, const void* weight, const void* bias, void* y)
+       int dtype, const void* x, const void* weight, const void* bias, void* y)
       : params(conv_relu_pool_params(sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
                                      sizes[6], geometry)) {
     call.params = &params;
     call.dtype = static_cast<DType>(dtype);
-    call.tf32 = tf32 != 0;
     call.x = x;
     call.weight = weight;
     call.bias = bias;
@@ -40,10 +39,10 @@ struct Call {
 
 // told: the kernel's number, bytes of workspace, blocks, images, rows and columns of a tile.
 SIMT_EXPORT int plan_conv_relu_pool(const std::int64_t* sizes, const std::int64_t* strides,
-                                    const std::int64_t* geometry, int dtype, int tf32, int kernel,
+                                    const std::int64_t* geometry, int dtype, int kernel,
                                     const void* x, const void* weight, void* y,
                                     std::int64_t* told) {
-  const Call call(sizes, strides, geometry, dtype, tf32, x, weight, nullptr, y);
+  const Call call(sizes, strides, geometry, dtype, x, weight, nullptr, y);
   const ConvForwardPlan plan = call.plan(kernel);
   told[0] = static_cast<std::int64_t>(plan.kernel);
   told[1] = plan.workspace_bytes;
@@ -55,10 +54,10 @@ SIMT_EXPORT int plan_conv_relu_pool(const std::int64_t* sizes, const std::int64_
 }
 
 SIMT_EXPORT int conv_relu_pool(const std::int64_t* sizes, const std::int64_t* strides,
-                               const std::int64_t* geometry, int dtype, int tf32, int kernel,
-                               const void* x, const void* weight, const void* bias, void* y,
-                               std::uint8_t* codes, void* workspace) {
-  Call call(sizes, strides, geometry, dtype, tf32, x, weight, bias, y);
+                               const std::int64_t* geometry, int dtype, int kernel, const void* x,
+                               const void* weight, const void* bias, void* y, std::uint8_t* codes,
+                               void* workspace) {
+  Call call(sizes, strides, geometry, dtype, x, weight, bias, y);
   call.call.codes = codes;
   call.call.workspace = workspace;
   return launch_conv_forward(call.call, call.plan(kernel), nullptr);
