@@ -1,7 +1,7 @@
 """conv_relu_pool's CUDA kernels in the emulator: every instance, edges of tiles, ties and NaN.
 
-A tile is 128 positions by 64 filters, or 128 for mma_wide; its positions are a box of the map, of a
-shape that is chosen. A chunk is 16 channels in float32 arithmetic, on tensor cores 32, or 16 of tf32.
+A tile is 128 positions by 64 filters, or 128 for mma_wide; its positions are a box of the map. A
+chunk is 16 channels in float32 arithmetic, on tensor cores 32, or 16 of tf32.
 """
 
 from __future__ import annotations
