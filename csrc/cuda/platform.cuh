@@ -11,9 +11,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#endif
 
 #include <cassert>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>

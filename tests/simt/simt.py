@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import mmap
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ class _Buffer:
             raise ValueError("simt: arrays must be contiguous")
         return self.array.ctypes.data, self.array.nbytes
 
+    def offset(self) -> int:
+        """Bytes from the start of the memory that this is a view of."""
+        if hasattr(self.array, "data_ptr"):
+            return self.array.storage_offset() * self.array.element_size()
+        base = self.array.base
+        return self.array.ctypes.data - base.ctypes.data if hasattr(base, "ctypes") else 0
+
 
 def _is_dense(tensor: Any) -> bool:
     import torch
@@ -79,6 +87,39 @@ def _is_dense(tensor: Any) -> bool:
     if tensor.is_contiguous():
         return True
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+class _DeviceMemory:
+    """Copies of the buffers of a run, far from each other, aligned as the device's allocations are.
+
+    A stray access so ends in no buffer, and alignment does not depend on the host's allocator.
+    """
+
+    ALIGNMENT = 256
+    GUARD = 1 << 16  # never touched, so it costs addresses only
+
+    def __init__(self, buffers: Sequence[_Buffer]):
+        self._buffers = buffers
+        offsets = []
+        end = self.GUARD
+        for buffer in buffers:
+            start = -(-end // self.ALIGNMENT) * self.ALIGNMENT + buffer.offset() % self.ALIGNMENT
+            offsets.append(start)
+            end = start + buffer.span()[1] + self.GUARD
+        self._map = mmap.mmap(-1, end)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.addresses = [base + offset for offset in offsets]
+        for buffer, address in zip(buffers, self.addresses, strict=True):
+            host, size = buffer.span()
+            if buffer.role is Role.OUT:
+                ctypes.memset(address, 0xFF, size)  # NaN in every floating-point type
+            else:
+                ctypes.memmove(address, host, size)
+
+    def copy_back(self) -> None:
+        for buffer, address in zip(self._buffers, self.addresses, strict=True):
+            if buffer.role is not Role.IN:
+                ctypes.memmove(buffer.span()[0], address, buffer.span()[1])
 
 
 def out(array: Any, partial: bool = False) -> _Buffer:
@@ -89,6 +130,24 @@ def out(array: Any, partial: bool = False) -> _Buffer:
 def inout(array: Any) -> _Buffer:
     """Read and written; what it holds is kept."""
     return _Buffer(array, Role.INOUT)
+
+
+def _as_buffer(argument: Any) -> _Buffer | None:
+    if isinstance(argument, _Buffer):
+        return argument
+    is_array = hasattr(argument, "data_ptr") or hasattr(argument, "ctypes")  # torch, numpy
+    return _Buffer(argument, Role.IN) if is_array else None
+
+
+def _refuse_overlap(buffers: Sequence[_Buffer]) -> None:
+    """Copies cannot stand for two buffers of the same memory, one of which is written."""
+    for i, buffer in enumerate(buffers):
+        address, size = buffer.span()
+        for other in buffers[:i]:
+            start, other_size = other.span()
+            written = Role.IN not in (buffer.role, other.role) or buffer.role is not other.role
+            if written and address < start + other_size and start < address + size:
+                raise ValueError("simt: arguments overlap; pass one buffer, by inout")
 
 
 def _c_value(argument: Any) -> Any:
@@ -134,18 +193,19 @@ class Module:
         for name, value in {**options, "profile": int(profile)}.items():
             if not library.simt_set_option(name.encode(), ctypes.c_longlong(value)):
                 raise TypeError(f"simt: there is no option {name!r}")
-        buffers = [(i, self._buffer(argument)) for i, argument in enumerate(arguments)]
-        self._add_buffers([(i, buffer) for i, buffer in buffers if buffer is not None])
-        values = [
-            ctypes.c_void_p(buffer.span()[0]) if buffer is not None else _c_value(arguments[i])
-            for i, buffer in buffers
-        ]
+        buffers = {i: b for i, a in enumerate(arguments) if (b := _as_buffer(a)) is not None}
+        _refuse_overlap(list(buffers.values()))
+        memory = _DeviceMemory(list(buffers.values()))
+        values = [None if i in buffers else _c_value(a) for i, a in enumerate(arguments)]
+        for (i, buffer), address in zip(buffers.items(), memory.addresses, strict=True):
+            name, size = f"argument {i}".encode(), ctypes.c_size_t(buffer.span()[1])
+            values[i] = ctypes.c_void_p(address)
+            library.simt_add_buffer(name, values[i], size, int(buffer.role))
         status = getattr(library, function)(*values)
 
-        reports = self._reports()
-        if not reports:
-            partial = {i for i, buffer in buffers if buffer is not None and buffer.partial}
-            reports = self._unwritten(partial)
+        memory.copy_back()
+        partial = {i for i, buffer in buffers.items() if buffer.partial}
+        reports = self._reports() or self._unwritten(partial)
         library.simt_clear_buffers()
         if reports:
             raise Error(reports)
@@ -161,28 +221,6 @@ class Module:
     @property
     def threads(self) -> int:
         return self._library.simt_thread_count()
-
-    @staticmethod
-    def _buffer(argument: Any) -> _Buffer | None:
-        if isinstance(argument, _Buffer):
-            return argument
-        is_array = hasattr(argument, "data_ptr") or hasattr(argument, "ctypes")
-        return _Buffer(argument, Role.IN) if is_array else None
-
-    def _add_buffers(self, buffers: Iterable[tuple[int, _Buffer]]) -> None:
-        spans: list[tuple[int, int]] = []
-        for i, buffer in buffers:
-            address, size = buffer.span()
-            for other, other_size in spans:
-                if address < other + other_size and other < address + size:
-                    raise ValueError("simt: arguments overlap; pass one buffer, by inout")
-            spans.append((address, size))
-            if buffer.role is Role.OUT:
-                ctypes.memset(address, 0xFF, size)
-            name = f"argument {i}".encode()
-            self._library.simt_add_buffer(
-                name, ctypes.c_void_p(address), ctypes.c_size_t(size), int(buffer.role)
-            )
 
     # --- places in the source ---
 
@@ -207,7 +245,9 @@ class Module:
         return file, int(line or 0)
 
     def _readable(self, text: str) -> str:
-        return re.sub(r"<pc:([0-9a-f]+)>", lambda site: "%s:%d" % self._places[site[1]], text)
+        return re.sub(
+            r"<pc:([0-9a-f]+)>", lambda site: "{}:{}".format(*self._places[site[1]]), text
+        )
 
     # --- results ---
 
@@ -245,7 +285,7 @@ def _kernel_line(frames: Sequence[str]) -> tuple[str, int]:
         file = Path(path)
         place = (file.name, int(line) if line.isdigit() else 0)
         wrapper = file.name in WRAPPERS or file.name.startswith("cuda_")
-        emulator = simt_build.HERE / "include" in file.resolve().parents
+        emulator = simt_build.INCLUDE in file.resolve().parents
         if not (emulator or ((wrapper and file.suffix in (".h", ".hpp")) or file.name in WRAPPERS)):
             break
     return place

@@ -18,9 +18,11 @@ from pathlib import Path
 import toolchain  # build_backend/toolchain.py
 
 HERE = Path(__file__).resolve().parent
+INCLUDE = HERE / "include"
+STAND_IN = INCLUDE / "stand_in"  # what the CUDA headers lack where there is no nvcc
 BINDINGS = HERE / "bindings"
 BUILD = toolchain.ROOT / "build" / "simt"
-KERNEL_INCLUDES = (toolchain.ROOT / "csrc",)
+KERNEL_INCLUDES = (toolchain.ROOT / "csrc", BINDINGS)
 
 # A folder to look into before csrc/: the mutation runner puts a changed kernel file there.
 OVERLAY = "SIMT_OVERLAY"
@@ -58,7 +60,9 @@ def compiler() -> str:
         raise Unavailable(f"the emulator runs on x86-64 Linux, this is {' '.join(machine)}")
     for name in (os.environ.get("CXX", "c++"), "g++"):
         found = shutil.which(name)
-        if found and "Free Software Foundation" in _output([found, "--version"]):
+        if found is None or "Free Software Foundation" not in _output([found, "--version"]):
+            continue
+        if int(_output([found, "-dumpversion"]).split(".")[0]) >= 12:
             return found
     raise Unavailable("the emulator needs g++ 12 or newer, and there is none on PATH")
 
@@ -66,20 +70,22 @@ def compiler() -> str:
 @functools.cache
 def cuda_include() -> Path:
     """The headers of a CUDA toolkit, or those that come with a CUDA build of torch."""
-    folders = []
     try:
-        folders.append(toolchain.find_toolkit(os.environ).include)
-    except toolchain.BuildError as error:
-        reason = str(error)
-    else:
+        folders = [toolchain.find_toolkit(os.environ).include]
         reason = f"{folders[0]} has no cuda_fp16.h"
-    if nvidia := importlib.util.find_spec("nvidia"):
-        for package in nvidia.submodule_search_locations or ():
-            folders += sorted(Path(package).glob("*/include"), reverse=True)
-    for folder in folders:
-        if all((folder / name).exists() for name in ("cuda_fp16.h", "cuda_runtime_api.h")):
+    except toolchain.BuildError as error:
+        folders, reason = [], str(error)
+    for folder in [*folders, *includes_of_packages()]:
+        if (folder / "cuda_fp16.h").exists() and (folder / "cuda_runtime_api.h").exists():
             return folder
     raise Unavailable(f"no CUDA headers: {reason}, and torch brings none")
+
+
+def includes_of_packages() -> list[Path]:
+    """Folders of headers in the packages that a CUDA build of torch requires."""
+    nvidia = importlib.util.find_spec("nvidia")
+    packages = (nvidia.submodule_search_locations or ()) if nvidia else ()
+    return sorted(path for package in packages for path in Path(package).glob("*/include"))
 
 
 def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None) -> Path:
@@ -91,16 +97,16 @@ def build(source: Path, defines: Sequence[str] = (), overlay: Path | None = None
         overlay: a folder that is searched for kernel files before csrc/.
     """
     overlay = overlay or (Path(os.environ[OVERLAY]) if OVERLAY in os.environ else None)
-    kernel_includes = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
-    includes = [f"-I{HERE / 'include'}", "-isystem", str(cuda_include())]
+    folders = [*([overlay] if overlay else []), *KERNEL_INCLUDES]
+    includes = [f"-I{INCLUDE}", "-isystem", str(cuda_include()), "-idirafter", str(STAND_IN)]
     command = [compiler(), *KERNEL, *(f"-D{macro}" for macro in defines), *includes]
-    command += [f"-I{folder}" for folder in kernel_includes]
-    kernels = [path for folder in kernel_includes for path in _headers(folder)]
-    key = _hash(command, [source, *_headers(HERE / "include"), *kernels])
+    headers = [path for folder in (INCLUDE, *folders) for path in _headers(folder)]
+    key = _hash(command, [source, *headers])  # without the overlay's name: the same mutant is kept
+    command += [f"-I{folder}" for folder in folders]
     runtime = _runtime(includes)
-    library = BUILD / f"{source.stem}-{key}-{runtime.stem}.so"
+    library = BUILD / f"{source.stem}-{key}-{runtime.stem.removeprefix('runtime-')}.so"
     if not library.exists():
-        kernel = _compile(command, f'#include "{source}"\n', f"{source.stem}-{key}")
+        kernel = _compile(command, source, f"{source.stem}-{key}")
         partial = library.with_suffix(f".{os.getpid()}.so")
         # Without the sanitizers' flag, which would link their library.
         _run([compiler(), "-shared", "-Wl,--no-undefined", "-o", partial, kernel, runtime])
@@ -112,30 +118,31 @@ def _runtime(includes: Sequence[str]) -> Path:
     """The emulator itself. Compiled as one file: most of the time goes into the same headers."""
     sources = sorted((HERE / "src").glob("*.cpp"))
     command = [compiler(), *RUNTIME, *includes]
-    key = _hash(command, [*sources, *_headers(HERE / "src"), *_headers(HERE / "include")])
-    return _compile(command, "".join(f'#include "{path}"\n' for path in sources), key)
+    key = _hash(command, [*sources, *_headers(HERE / "src"), *_headers(INCLUDE)])
+    together = BUILD / "runtime.cpp"
+    toolchain.write_if_changed(together, "".join(f'#include "{path}"\n' for path in sources))
+    return _compile(command, together, f"runtime-{key}")
 
 
-def _compile(command: Sequence[object], text: str, name: str) -> Path:
-    """The object file of a text in C++."""
+def _compile(command: Sequence[object], source: Path, name: str) -> Path:
+    """The object file of a source."""
     compiled = BUILD / f"{name}.o"
     if not compiled.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
         partial = compiled.with_suffix(f".{os.getpid()}.o")
-        _run([*command, "-c", "-o", partial, "-x", "c++", "-"], text)
+        _run([*command, "-c", "-o", partial, source])
         partial.replace(compiled)  # at once: other processes may build the same
     return compiled
 
 
 def _headers(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cuh"))
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ""))
 
 
 def _hash(command: Iterable[object], files: Iterable[Path]) -> str:
     digest = hashlib.sha256(" ".join(map(str, command)).encode())
     digest.update(_output([compiler(), "-dumpfullversion"]).encode())
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:12]
 
 
@@ -148,8 +155,7 @@ def _output(command: Sequence[str]) -> str:
     return _tool_output(tuple(command))
 
 
-def _run(command: Sequence[object], text: str = "") -> None:
-    words = [str(part) for part in command]
-    done = subprocess.run(words, input=text, capture_output=True, text=True)
+def _run(command: Sequence[object]) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise CompileError(done.stderr)

@@ -1,7 +1,8 @@
 // Accesses that end a launch, and accesses that the emulator's headers declare, not the compiler.
 #include "access.h"
 
-#include "module.h"
+#include <cstring>
+
 #include "report.h"
 
 namespace simt {
@@ -32,19 +33,16 @@ void stop_at_limit(std::uint32_t site) {
            thread_name(machine.current->id));
 }
 
-// constexpr tables and literals of the module.
-bool readable_constant(std::uintptr_t address) {
-  return address >= module().base && address < module().end && !machine.memory.in_shared(address);
-}
-
-void touch_read(const void* p, int bytes, Cache cache) {
-  access<Touch::kRead>(reinterpret_cast<std::uintptr_t>(p), bytes, true,
+void read(void* to, const void* from, std::size_t bytes, Cache cache) {
+  access<Touch::kRead>(reinterpret_cast<std::uintptr_t>(from), bytes, true,
                        site_of(__builtin_return_address(0)), cache == Cache::kReadOnly);
+  std::memcpy(to, from, bytes);
 }
 
-void touch_write(void* p, int bytes) {
-  access<Touch::kWrite>(reinterpret_cast<std::uintptr_t>(p), bytes, true,
+void write(void* to, const void* from, std::size_t bytes) {
+  access<Touch::kWrite>(reinterpret_cast<std::uintptr_t>(to), bytes, true,
                         site_of(__builtin_return_address(0)));
+  std::memcpy(to, from, bytes);
 }
 
 void touch_atomic(void* p, int bytes) {

@@ -12,7 +12,6 @@ namespace simt {
 [[noreturn]] void stop_at_write(std::uintptr_t address, std::uint32_t site);
 [[noreturn]] void stop_at_alignment(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
 [[noreturn]] void stop_at_limit(std::uint32_t site);
-bool readable_constant(std::uintptr_t address);
 void profile_access(const Region& region, std::uintptr_t address, std::size_t bytes, bool write,
                     std::uint32_t site);
 
@@ -24,7 +23,7 @@ inline __attribute__((always_inline)) void access(std::uintptr_t address, std::s
   if (address - machine.stack < machine.stack_bytes) return;
   Region* region = machine.memory.find(address, site);
   if (region == nullptr) [[unlikely]] {
-    if (kTouch == Touch::kRead && readable_constant(address)) return;
+    if (machine.memory.is_compilers(address, kTouch != Touch::kRead)) return;
     stop_at_bounds(address, bytes, kTouch, site);
   }
   const std::size_t offset = address - region->begin;

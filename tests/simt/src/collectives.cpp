@@ -8,8 +8,8 @@
 namespace simt {
 namespace {
 
-bool same_call(const Thread& a, const Thread& b) {
-  return std::strcmp(a.what, b.what) == 0 && a.line == b.line && std::strcmp(a.file, b.file) == 0;
+bool same_call(const Call& a, const Call& b) {
+  return a.line == b.line && std::strcmp(a.what, b.what) == 0 && std::strcmp(a.file, b.file) == 0;
 }
 
 std::string lane_name(unsigned lane) { return "lane " + std::to_string(lane); }
@@ -21,9 +21,7 @@ std::string lane_name(unsigned lane) { return "lane " + std::to_string(lane); }
 int barrier(Vote vote, int predicate, const char* file, int line) {
   Thread& thread = *machine.current;
   thread.state = Thread::State::kInBlock;
-  thread.what = "__syncthreads";
-  thread.file = file;
-  thread.line = line;
+  thread.call = {"__syncthreads", file, line};
   thread.vote = vote;
   thread.predicate = predicate;
   yield();
@@ -41,7 +39,7 @@ bool complete_block() {
     if (thread.state == Thread::State::kDone) continue;
     if (thread.state != Thread::State::kInBlock) return false;
     if (first == nullptr) first = &thread;
-    if (!same_call(*first, thread)) return false;
+    if (!same_call(first->call, thread.call)) return false;
     count += thread.predicate != 0;
     ++waiting;
   }
@@ -69,7 +67,7 @@ bool complete_warp(const Thread& thread) {
     if ((lanes >> lane & 1) == 0) continue;
     const Thread& other = machine.threads[first + lane];
     const bool waits = other.state == Thread::State::kInWarp && other.mask == thread.mask;
-    if (!waits || !same_call(other, thread)) return false;
+    if (!waits || !same_call(other.call, thread.call)) return false;
     requests[lane] = other.request;
   }
   thread.act(requests, lanes);
@@ -79,16 +77,15 @@ bool complete_warp(const Thread& thread) {
   return true;
 }
 
-void meet(const char* what, unsigned mask, void* request, Act act, const char* file, int line) {
+void meet(const Call& call, unsigned mask, void* request, Act act) {
   Thread& thread = *machine.current;
   if ((mask >> thread.lane() & 1) == 0) {
-    stop("bad mask", place(file, line),
-         std::string(what) + " by " + lane_name(thread.lane()) + ", which its mask leaves out");
+    stop(
+        "bad mask", place(call),
+        std::string(call.what) + " by " + lane_name(thread.lane()) + ", which its mask leaves out");
   }
   thread.state = Thread::State::kInWarp;
-  thread.what = what;
-  thread.file = file;
-  thread.line = line;
+  thread.call = call;
   thread.mask = mask;
   thread.request = request;
   thread.act = act;
@@ -108,7 +105,7 @@ void warp_barrier(unsigned mask, const char* file, int line) {
     }
   };
   unsigned warp = machine.current->warp();
-  meet("__syncwarp", mask, &warp, act, file, line);
+  meet({"__syncwarp", file, line}, mask, &warp, act);
   if (machine.stopped) yield();
 }
 
@@ -184,13 +181,13 @@ std::uint64_t shuffle(Shuffle kind, unsigned mask, std::uint64_t value, int oper
          "a shuffle's width must be a power of two up to 32, got " + std::to_string(width));
   }
   ShuffleRequest request{kind, value, 0, operand, width, file, line};
-  meet("shuffle", mask, &request, do_shuffle, file, line);
+  meet({"shuffle", file, line}, mask, &request, do_shuffle);
   return request.result;
 }
 
 unsigned ballot(unsigned mask, bool predicate, const char* file, int line) {
   BallotRequest request{predicate, 0};
-  meet("vote", mask, &request, do_ballot, file, line);
+  meet({"vote", file, line}, mask, &request, do_ballot);
   return request.result;
 }
 

@@ -33,6 +33,16 @@ struct PendingCopy {
   std::uint32_t site;
 };
 
+// A call that threads make together. They match by file and line: an optimiser may have made
+// several instructions of one line. Where a wrapper's line is all that these tell, site tells the
+// kernel's.
+struct Call {
+  const char* what;
+  const char* file;
+  int line;
+  std::uint32_t site = 0;
+};
+
 using Act = void (*)(void** requests, unsigned lanes);
 
 struct Thread {
@@ -43,10 +53,8 @@ struct Thread {
   Index3 index;
   State state;
 
-  // What it waits for: a collective of its warp or a barrier of its block, called at file:line.
-  const char* what;
-  const char* file;
-  int line;
+  // What it waits for: a collective of its warp or a barrier of its block.
+  Call call;
   unsigned mask;
   void* request;
   Act act;
@@ -119,7 +127,7 @@ bool complete_warp(const Thread& thread);
 bool complete_block();
 // Waits for the lanes of mask that have not exited to call the same; then act sees the requests.
 // Returns with all of them served.
-void meet(const char* what, unsigned mask, void* request, Act act, const char* file, int line);
+void meet(const Call& call, unsigned mask, void* request, Act act);
 
 // --- async_copy.cpp ------------------------------------------------------------------------------
 

@@ -113,6 +113,13 @@ bool Memory::in_shared(std::uintptr_t address) const {
   return address - dynamic_ < kDynamicBytes || address - static_ < static_bytes_;
 }
 
+bool Memory::is_compilers(std::uintptr_t address, bool write) const {
+  for (const StaticVariable& guard : module().guards) {
+    if (address - static_ - guard.offset < guard.bytes) return true;
+  }
+  return !write && address >= module().base && address < module().end && !in_shared(address);
+}
+
 std::string Memory::describe(std::uintptr_t address) const {
   if (const Region* region = search(address)) {
     return region->name + " byte " + std::to_string(address - region->begin) + " of " +

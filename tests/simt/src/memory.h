@@ -89,6 +89,9 @@ class Memory {
     return offset < dynamic_bytes_ && !(in_array_[offset] && in_array_[offset + bytes - 1]);
   }
   bool in_shared(std::uintptr_t address) const;
+  // Memory in no region that the compiler's own code touches: constants of the module, guards of
+  // static variables.
+  bool is_compilers(std::uintptr_t address, bool write) const;
   // "'x' byte 12 of 400", or what is nearest to an address in no region.
   std::string describe(std::uintptr_t address) const;
   // Bytes of outputs that no thread has written, in the words of a report; empty if none.

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <string_view>
 
 namespace simt {
 namespace {
@@ -81,9 +82,10 @@ void read_symbols(Module& module) {
       if (ELF64_ST_TYPE(symbol->st_info) == STT_FUNC) {
         module.functions[module.base + symbol->st_value] = name;
       } else if (ELF64_ST_TYPE(symbol->st_info) == STT_TLS && symbol->st_size > 0) {
-        const std::string variable = last_part(demangle(name));
-        if (variable == "anchor") continue;
-        module.variables.push_back({variable, symbol->st_value, symbol->st_size});
+        const StaticVariable variable{last_part(demangle(name)), symbol->st_value, symbol->st_size};
+        const bool guard = std::string_view(name).starts_with("_ZGV");
+        if (variable.name != "anchor")
+          (guard ? module.guards : module.variables).push_back(variable);
       }
     }
   }

@@ -20,6 +20,8 @@ struct Module {
   std::uintptr_t base = 0;
   std::uintptr_t end = 0;
   std::unordered_map<std::uintptr_t, std::string> functions;  // by address, mangled
+  // What the compiler puts beside a static variable of class type to construct it once.
+  std::vector<StaticVariable> guards;
   std::vector<StaticVariable> variables;  // __shared__ outside of dynamic memory
 };
 

@@ -6,7 +6,6 @@
 #include <tuple>
 #include <vector>
 
-#include "machine.h"
 #include "module.h"
 
 namespace simt {
@@ -32,6 +31,10 @@ std::string place(std::uint32_t site) {
 std::string place(const char* file, int line) {
   const std::string path = file;
   return path.substr(path.rfind('/') + 1) + ":" + std::to_string(line);
+}
+
+std::string place(const Call& call) {
+  return call.site != 0 ? place(call.site) : place(call.file, call.line);
 }
 
 std::string thread_name(unsigned thread) {

@@ -5,12 +5,15 @@
 #include <cstdint>
 #include <string>
 
+#include "machine.h"
+
 namespace simt {
 
 constexpr std::size_t kMaxReports = 20;
 
 std::string place(std::uint32_t site);
 std::string place(const char* file, int line);
+std::string place(const Call& call);
 std::string thread_name(unsigned thread);
 
 // Adds a finding of the running kernel and block, once for each kind and pair of sites.

@@ -95,12 +95,11 @@ bool run_warp(unsigned warp) {
 void report_deadlock() {
   std::map<std::string, std::pair<unsigned, unsigned>> groups;  // place -> threads, the first one
   const Thread* stuck = nullptr;
-  const char* kind = "divergent barrier";
   for (unsigned id = 0; id < machine.thread_count; ++id) {
     const Thread& thread = machine.threads[id];
     std::string where = "exited";
     if (thread.state != Thread::State::kDone) {
-      where = std::string(thread.what) + " at " + place(thread.file, thread.line);
+      where = std::string(thread.call.what) + " at " + place(thread.call);
       if (stuck == nullptr) stuck = &thread;
     }
     auto& group = groups.try_emplace(where, 0u, id).first->second;
@@ -112,7 +111,7 @@ void report_deadlock() {
             where + ";";
   }
   text.pop_back();
-  report(kind, place(stuck->file, stuck->line), text);
+  report("divergent barrier", place(stuck->call), text);
   machine.stopped = true;
 }
 

@@ -10,30 +10,34 @@
 namespace simt {
 namespace {
 
-void need_all_lanes(const char* what, unsigned lanes, const char* file, int line) {
-  if (lanes == kAllLanes) return;
-  report("bad mask", place(file, line),
-         std::string(what) + " by a warp of which lanes are missing");
+// These instructions are undefined unless all 32 lanes execute them.
+bool all_lanes(void** requests, unsigned lanes) {
+  if (lanes == kAllLanes) return true;
+  unsigned lane = 0;
+  while ((lanes >> lane & 1) == 0) ++lane;
+  const Call& call = *static_cast<const Call*>(requests[lane]);
+  report("bad mask", place(call), std::string(call.what) + " by a warp of which lanes are missing");
   machine.stopped = true;
+  return false;
 }
 
-struct LoadRequest {
+void meet_all(const Call& call, void* request, Act act) {
+  meet(call, kAllLanes, request, act);
+  if (machine.stopped) yield();
+}
+
+struct LoadRequest : Call {
   std::uint32_t* fragment;
   int matrices;
   bool transposed;
   const unsigned char* row;
-  const char* file;
-  int line;
 };
 
 void do_ldmatrix(void** requests, unsigned lanes) {
   const auto request = [&](unsigned lane) -> LoadRequest& {
     return *static_cast<LoadRequest*>(requests[lane]);
   };
-  unsigned any = 0;
-  while ((lanes >> any & 1) == 0) ++any;
-  need_all_lanes("ldmatrix", lanes, request(any).file, request(any).line);
-  if (machine.stopped) return;
+  if (!all_lanes(requests, lanes)) return;
   for (int matrix = 0; matrix < request(0).matrices; ++matrix) {
     for (unsigned lane = 0; lane < kWarpThreads; ++lane) {
       const unsigned g = lane / 4;
@@ -49,13 +53,11 @@ void do_ldmatrix(void** requests, unsigned lanes) {
   }
 }
 
-struct MmaRequest {
+struct MmaRequest : Call {
   Mma kind;
   float* d;
   const std::uint32_t* a;
   const std::uint32_t* b;
-  const char* file;
-  int line;
 };
 
 float half_value(std::uint32_t bits) {
@@ -82,10 +84,7 @@ void do_mma(void** requests, unsigned lanes) {
   const auto request = [&](unsigned lane) -> MmaRequest& {
     return *static_cast<MmaRequest*>(requests[lane]);
   };
-  unsigned any = 0;
-  while ((lanes >> any & 1) == 0) ++any;
-  need_all_lanes("mma.sync", lanes, request(any).file, request(any).line);
-  if (machine.stopped) return;
+  if (!all_lanes(requests, lanes)) return;
 
   const Mma kind = request(0).kind;
   const int packed = kind == Mma::kTf32 ? 1 : 2;  // elements in a register
@@ -117,8 +116,7 @@ void do_mma(void** requests, unsigned lanes) {
 
 }  // namespace
 
-void ldmatrix(std::uint32_t* fragment, int matrices, bool transposed, const void* row,
-              const char* file, int line) {
+void ldmatrix(std::uint32_t* fragment, int matrices, bool transposed, const void* row) {
   const std::uint32_t site = site_of(__builtin_return_address(0));
   const auto address = reinterpret_cast<std::uintptr_t>(row);
   if (machine.current->lane() < 8 * static_cast<unsigned>(matrices)) {
@@ -129,17 +127,16 @@ void ldmatrix(std::uint32_t* fragment, int matrices, bool transposed, const void
     }
     access<Touch::kRead>(address, 16, true, site);
   }
-  LoadRequest request{fragment, matrices, transposed, static_cast<const unsigned char*>(row),
-                      file,     line};
-  meet("ldmatrix", kAllLanes, &request, do_ldmatrix, file, line);
-  if (machine.stopped) yield();
+  const Call call{"ldmatrix", "", matrices + (transposed ? 8 : 0), site};
+  LoadRequest request{call, fragment, matrices, transposed, static_cast<const unsigned char*>(row)};
+  meet_all(call, &request, do_ldmatrix);
 }
 
-void mma(Mma kind, float* d, const std::uint32_t* a, const std::uint32_t* b, const char* file,
-         int line) {
-  MmaRequest request{kind, d, a, b, file, line};
-  meet("mma.sync", kAllLanes, &request, do_mma, file, line);
-  if (machine.stopped) yield();
+void mma(Mma kind, float* d, const std::uint32_t* a, const std::uint32_t* b) {
+  const std::uint32_t site = site_of(__builtin_return_address(0));
+  const Call call{"mma.sync", "", static_cast<int>(kind), site};
+  MmaRequest request{call, kind, d, a, b};
+  meet_all(call, &request, do_mma);
 }
 
 std::uint32_t to_tf32(float x) {

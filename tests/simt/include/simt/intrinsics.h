@@ -1,6 +1,7 @@
 // CUDA's built-in functions: barriers, fences, warp collectives, atomics, arithmetic, bits.
 #pragma once
 
+#include <cassert>
 #include <cmath>
 
 namespace simt {
@@ -28,13 +29,18 @@ SIMT_UNCHECKED T shuffle_value(Shuffle kind, unsigned mask, T value, int operand
   return value;
 }
 
-// Old value of *p, which becomes update(old). Blocks and threads take turns: nothing comes between.
 template <class T, class F>
-SIMT_UNCHECKED inline __attribute__((always_inline)) T atomic(T* p, F update) {
-  touch_atomic(p, sizeof(T));
+SIMT_UNCHECKED __attribute__((noinline)) T exchange(T* p, F update) {
   const T old = *p;
   *p = update(old);
   return old;
+}
+
+// Old value of *p, which becomes update(old). Threads take turns: nothing comes between.
+template <class T, class F>
+inline __attribute__((always_inline)) T atomic(T* p, F update) {
+  touch_atomic(p, sizeof(T));
+  return exchange(p, update);
 }
 
 // f(value, value of another lane) over the lanes of mask, which all get the result.
@@ -125,10 +131,10 @@ T __reduce_max_sync(unsigned mask, T value, SIMT_HERE) {
 
 // --- atomics -------------------------------------------------------------------------------------
 
-#define SIMT_ATOMIC(NAME, RESULT)                                                                \
-  template <class T>                                                                             \
-  SIMT_UNCHECKED inline __attribute__((always_inline)) T NAME(T* p, std::type_identity_t<T> v) { \
-    return simt::atomic(p, [&](T old) SIMT_UNCHECKED { return static_cast<T>(RESULT); });        \
+#define SIMT_ATOMIC(NAME, RESULT)                                                         \
+  template <class T>                                                                      \
+  inline __attribute__((always_inline)) T NAME(T* p, std::type_identity_t<T> v) {         \
+    return simt::atomic(p, [&](T old) SIMT_UNCHECKED { return static_cast<T>(RESULT); }); \
   }
 SIMT_ATOMIC(atomicAdd, old + v)
 SIMT_ATOMIC(atomicSub, old - v)
@@ -215,4 +221,7 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
   return a < b ? b : a;
 }
 
+#undef assert
+#define assert(condition) \
+  ((condition) ? static_cast<void>(0) : ::simt::fail("assert(" #condition ")", __FILE__, __LINE__))
 #define __trap() ::simt::fail("__trap()", __FILE__, __LINE__)

@@ -81,23 +81,21 @@ void* carve(std::size_t offset, std::size_t bytes);
 
 enum class Cache { kDefault, kReadOnly, kStreaming };
 
-void touch_read(const void* p, int bytes, Cache cache);
-void touch_write(void* p, int bytes);
+// One access of a kernel, however the host's compiler would split it, and the copy itself.
+void read(void* to, const void* from, std::size_t bytes, Cache cache);
+void write(void* to, const void* from, std::size_t bytes);
 
-// One access, however the host's compiler would split it. Inlined, so that it is reported at the
-// kernel's line.
+// Inlined, so that the access is reported at the kernel's line.
 template <class V>
-SIMT_UNCHECKED inline __attribute__((always_inline)) V load(const void* p, Cache cache) {
-  touch_read(p, sizeof(V), cache);
+inline __attribute__((always_inline)) V load(const void* p, Cache cache) {
   V value;
-  __builtin_memcpy(static_cast<void*>(&value), p, sizeof(V));
+  read(&value, p, sizeof(V), cache);
   return value;
 }
 
 template <class V>
-SIMT_UNCHECKED inline __attribute__((always_inline)) void store(void* p, const V& value) {
-  touch_write(p, sizeof(V));
-  __builtin_memcpy(p, static_cast<const void*>(&value), sizeof(V));
+inline __attribute__((always_inline)) void store(void* p, const V& value) {
+  write(p, &value, sizeof(V));
 }
 
 // --- asynchronous copies, tensor cores -----------------------------------------------------------
@@ -108,8 +106,8 @@ void cp_async_wait(int pending);
 
 enum class Mma { kBf16, kF16, kTf32 };
 
-void ldmatrix(std::uint32_t* fragment, int matrices, bool transposed, const void* row, SIMT_HERE);
-void mma(Mma kind, float* d, const std::uint32_t* a, const std::uint32_t* b, SIMT_HERE);
+void ldmatrix(std::uint32_t* fragment, int matrices, bool transposed, const void* row);
+void mma(Mma kind, float* d, const std::uint32_t* a, const std::uint32_t* b);
 std::uint32_t to_tf32(float x);
 float exp2_fast(float x);
 
