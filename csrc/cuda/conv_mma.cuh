@@ -184,8 +184,7 @@ __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
     }
     step.next(s, Size::kChunk, layout.buffers);
   }
-  cp_async_wait<0>();
-  __syncthreads();  // the epilogue overwrites what was read
+  __syncthreads();  // the epilogue overwrites what was read; no copy is on its way
 
   const Epilogue<T, kPooling, Size::kM, Size::kN, Size::kThreads> epilogue(a, place);
   warp_tile.put<kPooling>(epilogue, m, k);

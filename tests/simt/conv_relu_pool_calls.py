@@ -59,15 +59,16 @@ def _memory(t):
 
 
 def run(
-    x, weight, bias, *, kernel=None, tf32=False, save_codes=None, profile=False, seed=0, **args
+    x, weight, bias, *, kernel=None, module=None, tf32=False, save_codes=None, profile=False, **args
 ):
     """y, codes and plan of the kernel of that name, or of the one that is chosen.
 
     Args:
         save_codes: by default wherever there are codes.
+        module: of another binding with the same functions.
         args: seed and preempt, for the emulator; else as of ``imgfast.ops.conv_relu_pool``.
     """
-    module = simt.load("conv_relu_pool")
+    module = module or simt.load("conv_relu_pool")
     options = {name: args.pop(name) for name in ("seed", "preempt") if name in args}
     spec = spec_of(*_bind(**args))
     like = conv_relu_pool_stock(x.double(), weight.double(), None, spec)
@@ -110,7 +111,7 @@ def check(x, weight, bias, *, kernel=None, **args):
     """Runs and compares: y with stock in float64, codes with the CPU's kernels in float64."""
     answer = run(x, weight, bias, kernel=kernel, **args)
     assert answer.plan.kernel == kernel or kernel is None
-    for name in ("tf32", "save_codes", "profile", "seed", "preempt"):
+    for name in ("tf32", "save_codes", "profile", "module", "seed", "preempt"):
         args.pop(name, None)
     spec = spec_of(*_bind(**args))
     wide = [None if t is None else t.double() for t in (x, weight, bias)]

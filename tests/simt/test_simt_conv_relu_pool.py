@@ -10,8 +10,9 @@ import math
 
 import pytest
 import simt
+import simt_mutate
 import torch
-from conv_relu_pool_calls import check, exact, make, run
+from conv_relu_pool_calls import KERNELS, check, exact, make, run
 
 simt.load("conv_relu_pool")
 
@@ -236,3 +237,73 @@ def test_schedules_and_preemption_change_no_bit():
     for seed in SEEDS:
         other = run(*tensors, kernel="mma", padding=1, seed=seed, preempt=50, **POOLS["quad"])
         assert torch.equal(other.y, plain.y) and torch.equal(other.codes, plain.codes)
+
+
+# --- what it moves --------------------------------------------------------------------------------
+
+
+def fewest_sectors(*tensors):
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None) / 32
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 64, 16, 16, 64, 1, 1), {"pool": "none"}),
+        ((2, 64, 8, 16, 64, 1, 1), POOLS["quad"]),
+        ((1, 32, 8, 16, 64, 3, 3), {"padding": 1, "pool": "none"}),
+    ],
+)
+def test_bytes_moved_over_the_fewest_possible(shape, options):
+    """Where a tile reads few pixels more than its own and few tiles read the same weights."""
+    x, weight, bias = make(*shape, dtype=torch.bfloat16)
+    answer = run(x, weight, bias, kernel="mma", profile=True, **options)
+    assert answer.profile.sectors <= 1.25 * fewest_sectors(x, weight, bias, answer.y, answer.codes)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"), [("simt", torch.float32), ("mma", torch.bfloat16)], ids=["simt", "mma"]
+)
+def test_input_is_read_once_and_a_halo(kernel, dtype):
+    """Not once a tap, and outputs are written once, in whole sectors."""
+    x, weight, bias = make(1, 64, 16, 16, 64, 3, 3, dtype=dtype)
+    answer = run(x, weight, bias, kernel=kernel, padding=1, profile=True, **POOLS["quad"])
+    plan, moved = answer.plan, answer.profile.select(space="global")
+
+    def sectors(argument, direction):
+        return moved.select(memory=f"argument {argument}", direction=direction).sectors
+
+    # Two tiles of 16 x 8 positions, of which each reads a column of the other's.
+    assert (plan.blocks, plan.rows, plan.cols) == (2, 8, 4)
+    assert sectors(5, "read") == fewest_sectors(x) * 18 / 16
+    assert sectors(8, "write") == fewest_sectors(answer.y)
+    assert sectors(9, "write") == fewest_sectors(answer.codes)
+    if kernel == "mma":
+        assert sectors(6, "read") == fewest_sectors(weight) * plan.blocks
+
+
+def test_shared_memory_is_read_without_bank_conflicts():
+    for kernel, dtype in (("simt", torch.float32), ("mma", torch.bfloat16)):
+        for pool in POOLS.values():
+            tensors = make(1, 64, 16, 16, 64, 3, 3, dtype=dtype)
+            profile = run(*tensors, kernel=kernel, padding=1, profile=True, **pool).profile
+            assert profile.passes <= 1.1 * profile.least_passes
+
+
+# --- what would be noticed ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "file"), [("simt", "conv_simt"), ("mma", "conv_mma"), ("mma_few", "conv_mma_few")]
+)
+def test_no_synchronisation_can_be_left_out(kernel, file):
+    dtype = torch.float32 if kernel == "simt" else torch.bfloat16
+    tensors = make(1, 3 if kernel == "mma_few" else 72, 6, 6, 8, 1, 2, dtype=dtype)
+
+    def notice(module):
+        check(*tensors, kernel=kernel, module=module, seed=1, **POOLS["quad"])
+
+    defines = (f"CONV_KERNEL={KERNELS.index(kernel)}",)
+    notice(simt.load("conv_relu_pool_one", defines))
+    alive = simt_mutate.survivors(f"cuda/{file}.cuh", "conv_relu_pool_one", notice, defines)
+    assert alive == []
