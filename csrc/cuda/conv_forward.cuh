@@ -14,9 +14,11 @@ template <class Result, class T, Pooling kPooling, class Function>
 Result with_instance(ConvKernel kernel, const Function& function) {
   switch (kernel) {
     case ConvKernel::kSimt:
-      return function(ConvSimtInstance<T, 4, kPooling>{});
+      if constexpr (std::is_same_v<T, float>) return function(ConvSimtInstance<4, kPooling>{});
+      break;
     case ConvKernel::kSimtFew:
-      return function(ConvSimtInstance<T, 1, kPooling>{});
+      if constexpr (std::is_same_v<T, float>) return function(ConvSimtInstance<1, kPooling>{});
+      break;
     case ConvKernel::kMma:
       return function(ConvMmaInstance<T, 2, kPooling>{});
     case ConvKernel::kMmaWide:
@@ -63,22 +65,18 @@ inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call, ConvKernel
   });
 }
 
-// Tensor cores where the dtype allows them; the kernel for few channels where a step of the other
-// would be mostly padding; plain float32 arithmetic else, or where a tile would not fit.
+// Tensor cores where the dtype allows them, and there the kernel for few channels where a step of
+// the other would be mostly padding, if its tile fits.
 inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call) {
   const ConvReLUPoolParams& p = *call.params;
   const std::int64_t C = p.C / p.groups, K = p.K / p.groups;
-  const bool narrow = call.dtype == DType::kBFloat16 || call.dtype == DType::kFloat16;
-  const ConvKernel many = K > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
-  const ConvKernel tensor_cores = narrow && C < 8                     ? ConvKernel::kMmaFew
-                                  : narrow || (p.allow_tf32 && C > 4) ? many
-                                                                      : ConvKernel::kNone;
   const ConvKernel simt = C < 4 ? ConvKernel::kSimtFew : ConvKernel::kSimt;
-  for (ConvKernel kernel : {tensor_cores, simt}) {
-    const ConvForwardPlan plan = plan_conv_forward(call, kernel);
-    if (plan.kernel != ConvKernel::kNone) return plan;
-  }
-  return {};
+  const ConvKernel mma = K > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
+  const bool exact = call.dtype == DType::kFloat32 && !(p.allow_tf32 && C > 4);
+  ConvForwardPlan plan;
+  if (!exact && C < 8) plan = plan_conv_forward(call, ConvKernel::kMmaFew);
+  if (plan.kernel == ConvKernel::kNone) plan = plan_conv_forward(call, exact ? simt : mma);
+  return plan;
 }
 
 // Does not wait for the device. The plan must be one of this call's.

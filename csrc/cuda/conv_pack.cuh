@@ -1,4 +1,4 @@
-// Convolution weights in the order in which a kernel reads them: a strided copy that converts.
+// Convolution weights in the order in which a kernel reads them: a strided copy.
 #pragma once
 
 #include "cuda/platform.cuh"
@@ -17,9 +17,8 @@ struct ConvPacking {
   }
 };
 
-template <class From, class To>
-__global__ void __launch_bounds__(256)
-    conv_pack_kernel(const From* from, To* to, ConvPacking packing) {
+template <class T>
+__global__ void __launch_bounds__(256) conv_pack_kernel(const T* from, T* to, ConvPacking packing) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   for (; i < packing.count(); i += step) {
@@ -31,7 +30,7 @@ __global__ void __launch_bounds__(256)
       at += index[d] * packing.stride[d];
     }
     const bool valid = index[3] < packing.valid3 && index[4] < packing.valid4;
-    to[i] = static_cast<To>(valid ? static_cast<float>(load_readonly<From>(from + at)) : 0.0f);
+    to[i] = valid ? load_readonly<T>(from + at) : static_cast<T>(0.0f);
   }
 }
 

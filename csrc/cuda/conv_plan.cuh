@@ -46,23 +46,21 @@ constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 // --- instances -----------------------------------------------------------------------------------
 
 // What planning and launching need to know of a kernel.
-template <class T, int kV, Pooling kPooling>
+template <int kV, Pooling kPooling>
 struct ConvSimtInstance {
-  using Element = T;
-  using Weight = float;
+  using Element = float;
   using Layout = ConvSimtLayout<kV>;
   static constexpr int kM = ConvSimt::kM, kN = ConvSimt::kN, kThreads = ConvSimt::kThreads;
   static constexpr int kChannels = kV;  // multiples of them are packed,
   static constexpr int kVectorX = kV;   // and as many read of x at once
   static constexpr bool kFiltersLast = true;
   static constexpr Pooling kPool = kPooling;
-  static auto kernel() { return &conv_relu_pool_forward_simt_kernel<T, kV, kPooling>; }
+  static auto kernel() { return &conv_relu_pool_forward_simt_kernel<kV, kPooling>; }
 };
 
 template <class T, int kWarpsN, Pooling kPooling>
 struct ConvMmaInstance {
   using Element = T;
-  using Weight = T;
   using Size = ConvMma<T, kWarpsN>;
   using Layout = ConvMmaLayout<T, kWarpsN>;
   static constexpr int kM = Size::kM, kN = Size::kN, kThreads = Size::kThreads;
@@ -75,7 +73,6 @@ struct ConvMmaInstance {
 template <class T, Pooling kPooling>
 struct ConvMmaFewInstance {
   using Element = T;
-  using Weight = T;
   using Layout = ConvMmaFewLayout<T>;
   static constexpr int kM = ConvMmaFew::kM, kN = ConvMmaFew::kN, kThreads = ConvMmaFew::kThreads;
   static constexpr int kChannels = 1, kVectorX = 1;
@@ -242,8 +239,7 @@ ConvForwardPlan plan_instance(const ConvForwardCall& call, ConvKernel kernel) {
   if (plan.blocks > kMostBlocks) return {};
   plan.packing = conv_packing<Instance>(s, call.weight_stride);
   if (!is_packed<Instance>(call, plan.packing)) {
-    constexpr std::int64_t kBytes = sizeof(typename Instance::Weight);
-    plan.workspace_bytes = plan.packing.count() * kBytes;
+    plan.workspace_bytes = plan.packing.count() * static_cast<std::int64_t>(sizeof(Element));
   }
   return plan;
 }
@@ -254,15 +250,14 @@ template <class Instance>
 cudaError_t launch_instance(const ConvForwardCall& call, const ConvForwardPlan& plan,
                             cudaStream_t stream) {
   using T = typename Instance::Element;
-  using Weight = typename Instance::Weight;
   const void* weight = call.weight;
   if (plan.workspace_bytes > 0) {
     constexpr int kPackThreads = 256;
     const std::int64_t blocks = conv_ceil_div(plan.packing.count(), kPackThreads);
     const auto grid = static_cast<unsigned>(std::min(blocks, kMostBlocks));
-    const cudaError_t error = launch(conv_pack_kernel<T, Weight>, dim3(grid), dim3(kPackThreads), 0,
-                                     stream, static_cast<const T*>(call.weight),
-                                     static_cast<Weight*>(call.workspace), plan.packing);
+    const cudaError_t error =
+        launch(conv_pack_kernel<T>, dim3(grid), dim3(kPackThreads), 0, stream,
+               static_cast<const T*>(call.weight), static_cast<T*>(call.workspace), plan.packing);
     if (error != cudaSuccess) return error;
     weight = call.workspace;
   }

@@ -1,4 +1,4 @@
-// conv_relu_pool's forward in float32 arithmetic, for every dtype, layout, stride and pool: a block
+// conv_relu_pool's forward in exact float32, for every layout, stride and pool: a block
 // computes kM positions by kN filters, a thread 8 positions by 8 filters in registers.
 //
 // kV channels of a pixel are read from shared memory at once. kV = 4 walks the channels in chunks.
@@ -39,8 +39,8 @@ struct ConvSimtLayout {
 };
 
 // Channels [c0, c0 + channels) of every pixel of the tile; what x does not have is zero.
-template <class T, int kV>
-__device__ __forceinline__ void stage_input(const ConvForward<T>& a, const BlockPlace& place,
+template <int kV>
+__device__ __forceinline__ void stage_input(const ConvForward<float>& a, const BlockPlace& place,
                                             int c0, int channels, int pitch, float* input) {
   const int parts = channels / kV, pixels = a.tile.pixels();
   const std::int64_t stride = a.x_stride[1];
@@ -49,18 +49,16 @@ __device__ __forceinline__ void stage_input(const ConvForward<T>& a, const Block
     const int pixel = stride == 1 ? i / parts : i % pixels;
     const int part = stride == 1 ? i % parts : i / pixels;
     const int c = c0 + part * kV;
-    const T* from = pixel_address(a, place, pixel);
+    const float* from = pixel_address(a, place, pixel);
     Vec<float, kV> values{};
     if (from != nullptr) {
       if (kV > 1 && a.vector_x && c + kV <= a.shape.C) {
-        const auto narrow = load_readonly<Vec<T, kV>>(from + c);
-#pragma unroll
-        for (int j = 0; j < kV; j++) values[j] = static_cast<float>(narrow[j]);
+        values = load_readonly<Vec<float, kV>>(from + c);
       } else {
 #pragma unroll
         for (int j = 0; j < kV; j++) {
           if (c + j < a.shape.C) {
-            values[j] = static_cast<float>(load_readonly<T>(from + (c + j) * stride));
+            values[j] = load_readonly<float>(from + (c + j) * stride);
           }
         }
       }
@@ -69,9 +67,9 @@ __device__ __forceinline__ void stage_input(const ConvForward<T>& a, const Block
   }
 }
 
-template <class T, int kV, Pooling kPooling>
+template <int kV, Pooling kPooling>
 __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
-    conv_relu_pool_forward_simt_kernel(const __grid_constant__ ConvForward<T> a) {
+    conv_relu_pool_forward_simt_kernel(const __grid_constant__ ConvForward<float> a) {
   constexpr int kM = ConvSimt::kM, kN = ConvSimt::kN;
   constexpr int kThreadM = ConvSimt::kThreadM;
   constexpr int kVectors = ConvSimt::kVectors, kVectorN = ConvSimt::kVectorN;
@@ -98,7 +96,7 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
     const int channels = min(layout.channels, C - c0);
     for (int r = 0; r < s.R; r++) {
       // Load: the input once a chunk, the weights [S][channels][kN] of one row of taps.
-      if (r == 0) stage_input<T, kV>(a, place, c0, channels, layout.pitch, input);
+      if (r == 0) stage_input<kV>(a, place, c0, channels, layout.pitch, input);
       const float* row = static_cast<const float*>(a.weight) +
                          (static_cast<std::int64_t>(place.group) * s.R + r) * s.S * C * K +
                          static_cast<std::int64_t>(c0) * K + place.k0;
@@ -118,6 +116,7 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
       const float* term = weight;
       for (int tap = 0; tap < (joined ? 1 : s.S); tap++) {
         const int offset = (r * s.dilation_h * tile.in_cols + tap * s.dilation_w) * layout.pitch;
+#pragma unroll(4 / kV)
         for (int c = 0; c < length; c += kV) {
           Vec<float, kV> x[kThreadM];
 #pragma unroll
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
     }
   }
 
-  const Epilogue<T, kPooling, kM, kN, ConvSimt::kThreads> epilogue(a, place);
+  const Epilogue<float, kPooling, kM, kN, ConvSimt::kThreads> epilogue(a, place);
 #pragma unroll
   for (int n = 0; n < kVectors; n++) {
     const int filter = n * (kN / kVectors) + k;

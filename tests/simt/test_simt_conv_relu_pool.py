@@ -23,8 +23,8 @@ POOLS = {
 }
 NARROW = (torch.bfloat16, torch.float16)
 INSTANCES = [
-    *[("simt", dtype) for dtype in (torch.float32, *NARROW)],
-    *[("simt_few", dtype) for dtype in (torch.float32, *NARROW)],
+    ("simt", torch.float32),
+    ("simt_few", torch.float32),
     *[("mma", dtype) for dtype in (torch.float32, *NARROW)],
     *[("mma_wide", dtype) for dtype in (torch.float32, *NARROW)],
     *[("mma_few", dtype) for dtype in NARROW],
@@ -217,6 +217,7 @@ def test_memory_of_any_strides():
         (torch.bfloat16, 3, 8, False, "mma_few"),
         (torch.bfloat16, 16, 64, False, "mma"),
         (torch.float16, 16, 65, False, "mma_wide"),
+        (torch.float32, 8, 65, True, "mma_wide"),
     ],
 )
 def test_the_kernel_that_is_chosen(dtype, c, k, tf32, kernel):

@@ -6,7 +6,7 @@ using namespace imgfast::cuda;
 namespace {
 
 #if CONV_KERNEL == 1
-using Instance = ConvSimtInstance<float, 4, Pooling::kQuad>;
+using Instance = ConvSimtInstance<4, Pooling::kQuad>;
 #elif CONV_KERNEL == 3
 using Instance = ConvMmaInstance<__nv_bfloat16, 2, Pooling::kQuad>;
 #else
