@@ -1,11 +1,6 @@
 // conv_relu_pool on the CPU: validate, allocate, share out the work, register. The kernels are in
 // cpu/conv_*-inl.h.
-#include "conv_relu_pool.h"
-
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,8 +8,8 @@
 #include <memory>
 #include <optional>
 #include <tuple>
-#include <vector>
 
+#include "conv_relu_pool_call.h"
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
 #include "cpu/weight_cache.h"
@@ -24,118 +19,9 @@
 namespace imgfast {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
 constexpr int64_t kUnitBytes = 128 << 10;        // input rows that one unit of forward work stages
 constexpr int64_t kWorthAThread = 1 << 16;       // multiply-adds below which a thread does not pay
 constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compare
-
-// What Winograd's kernels are made for: see csrc/cpu/winograd-inl.h.
-void check_winograd(const ConvReLUPoolParams& p, ScalarType dtype) {
-  const int64_t stride = p.stride_h, taps = (std::max(p.R, p.S) + stride - 1) / stride;
-  const bool gradients = p.winograd & (kWinogradInput | kWinogradWeight);
-  const bool dilated = p.dilation_h != 1 || p.dilation_w != 1;
-  STD_TORCH_CHECK(dtype != ScalarType::Double && p.stride_w == stride &&
-                      stride <= (gradients || dilated ? 1 : 4) && taps >= 2 && taps <= 5,
-                  "conv_relu_pool: Winograd needs 2 to 5 taps, times a stride of at most 4, or 1 "
-                  "for gradients and dilated filters, and not float64");
-}
-
-ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
-  STD_TORCH_CHECK(x.dim() == 4, "conv_relu_pool: x must be [N, C, H, W], got ", x.dim(),
-                  " dimensions");
-  STD_TORCH_CHECK(weight.dim() == 4, "conv_relu_pool: weight must be [K, C / groups, R, S], got ",
-                  weight.dim(), " dimensions");
-  STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu(), "conv_relu_pool: x and weight must be on the CPU");
-  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(),
-                  "conv_relu_pool: weight must have the dtype of x");
-  STD_TORCH_CHECK(geometry.size() == kGeometrySize, "conv_relu_pool: geometry must have ",
-                  int{kGeometrySize}, " numbers, got ", geometry.size());
-  const auto size_of = [&](Geometry first) {
-    STD_TORCH_CHECK(geometry[first] > 0,
-                    "conv_relu_pool: strides, dilations, groups and pool sizes must be positive");
-    return geometry[first];
-  };
-  const auto padding_of = [&](Geometry first) {
-    STD_TORCH_CHECK(geometry[first] >= 0, "conv_relu_pool: padding must not be negative, got ",
-                    geometry[first]);
-    return geometry[first];
-  };
-  ConvReLUPoolParams p{};
-  p.N = x.size(0), p.C = x.size(1), p.H = x.size(2), p.W = x.size(3);
-  p.K = weight.size(0), p.R = weight.size(2), p.S = weight.size(3);
-  p.stride_h = size_of(kStrideH), p.stride_w = size_of(kStrideW);
-  p.padding_h = padding_of(kPaddingH), p.padding_w = padding_of(kPaddingW);
-  p.dilation_h = size_of(kDilationH), p.dilation_w = size_of(kDilationW);
-  p.groups = size_of(kGroups);
-  STD_TORCH_CHECK(p.N > 0 && p.C > 0 && p.H > 0 && p.W > 0 && p.K > 0 && p.R > 0 && p.S > 0,
-                  "conv_relu_pool: no dimension of x or weight may be empty");
-  STD_TORCH_CHECK(p.K % p.groups == 0 && weight.size(1) * p.groups == p.C,
-                  "conv_relu_pool: weight must have C / groups = ", p.C / p.groups,
-                  " input channels, got ", weight.size(1));
-  p.P = conv_output_size(p.H, p.R, p.stride_h, p.padding_h, p.dilation_h);
-  p.Q = conv_output_size(p.W, p.S, p.stride_w, p.padding_w, p.dilation_w);
-  STD_TORCH_CHECK(p.P > 0 && p.Q > 0, "conv_relu_pool: the filter is larger than the padded input");
-  STD_TORCH_CHECK(geometry[kActivation] >= 0 &&
-                      geometry[kActivation] <= static_cast<int>(Activation::kSiLU) &&
-                      geometry[kPool] >= 0 && geometry[kPool] <= static_cast<int>(Pool::kAvg),
-                  "conv_relu_pool: unknown activation or pool");
-  p.activation = static_cast<Activation>(geometry[kActivation]);
-  p.pool = static_cast<Pool>(geometry[kPool]);
-  p.count_include_pad = geometry[kCountIncludePad];
-  constexpr int kEveryPass = kWinogradForward | kWinogradInput | kWinogradWeight;
-  STD_TORCH_CHECK(geometry[kWinograd] >= 0 && geometry[kWinograd] <= kEveryPass,
-                  "conv_relu_pool: unknown algorithm");
-  p.winograd = static_cast<int>(geometry[kWinograd]);
-  if (p.winograd) check_winograd(p, x.scalar_type());
-  if (p.pool == Pool::kNone) {
-    p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = p.pool_dilation_h =
-        p.pool_dilation_w = 1;
-    p.PH = p.P, p.PW = p.Q;
-    return p;
-  }
-  p.pool_h = size_of(kPoolH), p.pool_w = size_of(kPoolW);
-  p.pool_stride_h = size_of(kPoolStrideH), p.pool_stride_w = size_of(kPoolStrideW);
-  p.pool_padding_h = padding_of(kPoolPaddingH), p.pool_padding_w = padding_of(kPoolPaddingW);
-  p.pool_dilation_h = size_of(kPoolDilationH), p.pool_dilation_w = size_of(kPoolDilationW);
-  p.ceil_mode = geometry[kCeilMode];
-  p.PH = pool_output_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h,
-                          p.ceil_mode);
-  p.PW = pool_output_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w,
-                          p.ceil_mode);
-  // A window lies at least half inside, or it could have no position at all.
-  STD_TORCH_CHECK(2 * p.pool_padding_h <= p.pool_h && 2 * p.pool_padding_w <= p.pool_w,
-                  "conv_relu_pool: pool_padding must be at most half of pool_size");
-  const bool dilated = p.pool_dilation_h != 1 || p.pool_dilation_w != 1;
-  STD_TORCH_CHECK(
-      !dilated || (p.pool == Pool::kMax && p.pool_padding_h == 0 && p.pool_padding_w == 0),
-      "conv_relu_pool: a dilated pool must be a max pool without padding");
-  STD_TORCH_CHECK(p.PH > 0 && p.PW > 0,
-                  "conv_relu_pool: the pool is larger than the convolution's output");
-  STD_TORCH_CHECK(p.pool_h * p.pool_w <= kMaxWindow, "conv_relu_pool: a pool window has at most ",
-                  kMaxWindow, " positions");
-  return p;
-}
-
-// Whether PyTorch would call these strides channels_last (c10/core/MemoryFormat.h decides it in
-// this order).
-bool is_channels_last(const Tensor& t) {
-  int64_t least = 0;
-  if (t.stride(1) == 0) return false;
-  for (int d : {1, 3, 2, 0}) {
-    if (t.size(d) == 0 || t.stride(d) < least) return false;
-    if (d == 0 && least == t.stride(1)) return false;
-    least = t.stride(d) * std::max<int64_t>(t.size(d), 1);
-  }
-  return true;
-}
-
-// The layout stock convolution answers in.
-bool answers_channels_last(const Tensor& x, const Tensor& weight) {
-  return is_channels_last(x) || is_channels_last(weight);
-}
 
 Tensor empty(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
   return imgfast::empty({sizes.data(), sizes.size()}, dtype, channels_last);
@@ -285,20 +171,12 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                                           const std::optional<Tensor>& bias, const Ints& geometry,
                                           bool save_codes) {
   const ConvReLUPoolParams p = make_params(x, weight, geometry);
-  STD_TORCH_CHECK(!save_codes || p.pool == Pool::kMax ||
-                      (p.pool == Pool::kAvg && p.pool_h * p.pool_w <= kMaxAvgWindow),
-                  "conv_relu_pool: codes exist for max pools, and for avg pools of at most ",
-                  kMaxAvgWindow, " positions");
-  // A convolution output that is dense in both layouts loses channels_last in stock's activation.
-  const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
-  Tensor y =
-      empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(x, weight) && !both);
+  if (save_codes) check_codes(p);
+  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(p, x, weight));
   Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, ScalarType::Byte);
   std::optional<Tensor> dense_bias;
   if (bias) {
-    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 &&
-                        bias->size(0) == p.K,
-                    "conv_relu_pool: bias must be [K = ", p.K, "] of the dtype of x");
+    check_bias(p, x, *bias);
     dense_bias = torch::stable::contiguous(*bias);
   }
   cpu::ConvForwardArgs args{};

@@ -9,6 +9,12 @@
 
 #include "dtype.h"
 
+#ifdef __CUDACC__
+#define IMGFAST_HOST_DEVICE __host__ __device__
+#else
+#define IMGFAST_HOST_DEVICE
+#endif
+
 namespace imgfast {
 
 enum class Activation : int8_t { kNone, kReLU, kLeakyReLU, kSigmoid, kTanh, kGELU, kSiLU };
@@ -49,7 +55,8 @@ enum Geometry {
   kPoolDilationW,
   kCeilMode,
   kCountIncludePad,
-  kWinograd,  // bits of the enum above
+  kWinograd,   // bits of the enum above
+  kAllowTF32,  // 1: a GPU may round float32 factors to tf32
   kGeometrySize
 };
 
@@ -65,6 +72,7 @@ struct ConvReLUPoolParams {
   int64_t PH, PW;  // y [N, K, PH, PW]
   Activation activation;
   int winograd;  // bits of Winograd
+  bool allow_tf32;
 };
 
 // Static, as this header also enters translation units of one instruction set.
@@ -72,6 +80,19 @@ struct ConvReLUPoolParams {
 // A filter for every channel: with kernels of their own, whose lanes are channels.
 static inline bool is_depthwise(const ConvReLUPoolParams& p) {
   return p.groups > 1 && p.groups == p.C && p.groups == p.K;
+}
+
+// Windows of 2 x 2 that do not overlap and lie inside the map.
+static inline bool whole_2x2_windows(const ConvReLUPoolParams& p) {
+  return p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&
+         p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
+         p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P && 2 * p.PW <= p.Q;
+}
+
+// Whether the pool needs activated values: it commutes with monotone activations only.
+static inline bool activates_first(const ConvReLUPoolParams& p) {
+  return p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
+         p.activation == Activation::kSiLU;
 }
 
 static inline int64_t conv_output_size(int64_t size, int64_t filter, int64_t stride,
@@ -89,6 +110,47 @@ static inline int64_t pool_output_size(int64_t size, int64_t window, int64_t str
   int64_t count = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
   if (ceil_mode && (count - 1) * stride >= size + padding) count--;
   return count;
+}
+
+// The parameters of a call: sizes of x and weight, and the list that Geometry orders. What divides
+// must be positive.
+static inline ConvReLUPoolParams conv_relu_pool_params(int64_t N, int64_t C, int64_t H, int64_t W,
+                                                       int64_t K, int64_t R, int64_t S,
+                                                       const int64_t* geometry) {
+  ConvReLUPoolParams p{};
+  p.N = N, p.C = C, p.H = H, p.W = W, p.K = K, p.R = R, p.S = S;
+  p.stride_h = geometry[kStrideH], p.stride_w = geometry[kStrideW];
+  p.padding_h = geometry[kPaddingH], p.padding_w = geometry[kPaddingW];
+  p.dilation_h = geometry[kDilationH], p.dilation_w = geometry[kDilationW];
+  p.groups = geometry[kGroups];
+  p.P = conv_output_size(H, R, p.stride_h, p.padding_h, p.dilation_h);
+  p.Q = conv_output_size(W, S, p.stride_w, p.padding_w, p.dilation_w);
+  p.activation = static_cast<Activation>(geometry[kActivation]);
+  p.pool = static_cast<Pool>(geometry[kPool]);
+  p.winograd = static_cast<int>(geometry[kWinograd]);
+  p.allow_tf32 = geometry[kAllowTF32];
+  p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = 1;
+  p.pool_dilation_h = p.pool_dilation_w = 1;
+  p.PH = p.P, p.PW = p.Q;
+  if (p.pool == Pool::kNone) return p;
+  p.pool_h = geometry[kPoolH], p.pool_w = geometry[kPoolW];
+  p.pool_stride_h = geometry[kPoolStrideH], p.pool_stride_w = geometry[kPoolStrideW];
+  p.pool_padding_h = geometry[kPoolPaddingH], p.pool_padding_w = geometry[kPoolPaddingW];
+  p.pool_dilation_h = geometry[kPoolDilationH], p.pool_dilation_w = geometry[kPoolDilationW];
+  p.ceil_mode = geometry[kCeilMode], p.count_include_pad = geometry[kCountIncludePad];
+  p.PH = pool_output_size(p.P, p.pool_h, p.pool_stride_h, p.pool_padding_h, p.pool_dilation_h,
+                          p.ceil_mode);
+  p.PW = pool_output_size(p.Q, p.pool_w, p.pool_stride_w, p.pool_padding_w, p.pool_dilation_w,
+                          p.ceil_mode);
+  return p;
+}
+
+// Positions along one axis that an average over the window from `first` on counts, as
+// torch.nn.functional.avg_pool2d counts them; it divides by the product over both axes.
+static inline IMGFAST_HOST_DEVICE int64_t avg_extent(int64_t first, int64_t window, int64_t size,
+                                                     int64_t padding, bool count_include_pad) {
+  const int64_t end = first + window, most = count_include_pad ? size + padding : size;
+  return (end < most ? end : most) - (count_include_pad || first > 0 ? first : 0);
 }
 
 }  // namespace imgfast

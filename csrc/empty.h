@@ -1,5 +1,5 @@
-// New CPU tensors. torch::stable::empty looks its operator up by name and boxes its arguments,
-// which costs as much as a small kernel; the shim's own entry does not.
+// New tensors, of the CPU above all. torch::stable::empty looks its operator up by name and boxes its
+// arguments, which costs as much as a small kernel; the shim's own entry does not.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -14,10 +14,9 @@
 
 namespace imgfast {
 
-// Uninitialised; contiguous, or channels_last of [N, C, H, W].
-inline torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                                   torch::headeronly::ScalarType dtype,
-                                   bool channels_last = false) {
+// Of a contiguous tensor, or a channels_last one of [N, C, H, W].
+inline std::vector<int64_t> dense_strides(torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                          bool channels_last) {
   std::vector<int64_t> strides(sizes.size());
   int64_t next = 1;
   const auto stride_over = [&](size_t d) {
@@ -29,12 +28,28 @@ inline torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef size
   } else {
     for (size_t d = sizes.size(); d-- > 0;) stride_over(d);
   }
+  return strides;
+}
+
+// Uninitialised, on a device of a type that aoti_torch_device_type_* tells.
+inline torch::stable::Tensor empty_on(int32_t device_type, int32_t device_index,
+                                      torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                      torch::headeronly::ScalarType dtype, bool channels_last) {
+  const std::vector<int64_t> strides = dense_strides(sizes, channels_last);
   const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
                                                          sizes.data(), strides.data(), code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  torch::stable::Tensor result(handle);
+                                                         device_type, device_index, &handle));
+  return torch::stable::Tensor(handle);
+}
+
+// Uninitialised; contiguous, or channels_last of [N, C, H, W].
+inline torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                   torch::headeronly::ScalarType dtype,
+                                   bool channels_last = false) {
+  torch::stable::Tensor result =
+      empty_on(aoti_torch_device_type_cpu(), 0, sizes, dtype, channels_last);
   cpu::prefer_huge_pages(result.data_ptr(), result.numel() * result.element_size());
   return result;
 }

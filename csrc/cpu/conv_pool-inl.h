@@ -6,19 +6,6 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-// Windows of 2 x 2 that do not overlap and lie inside the map.
-static inline bool whole_2x2_windows(const ConvReLUPoolParams& p) {
-  return p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&
-         p.pool_stride_w == 2 && p.pool_padding_h == 0 && p.pool_padding_w == 0 &&
-         p.pool_dilation_h == 1 && p.pool_dilation_w == 1 && 2 * p.PH <= p.P && 2 * p.PW <= p.Q;
-}
-
-// Whether the pool needs activated values: it commutes with monotone activations only.
-static inline bool activates_first(const ConvReLUPoolParams& p) {
-  return p.pool == Pool::kAvg || p.activation == Activation::kGELU ||
-         p.activation == Activation::kSiLU;
-}
-
 // One pooled row of one block of filters: where results go, and what becomes of a pooled vector.
 template <class X>
 struct RowSink {

@@ -89,18 +89,10 @@ static void pack_filters(int64_t R, int64_t S, const View4& weight, const IO* fr
   }
 }
 
-// What an average over the window that starts at (h0, w0) divides by, as
-// torch.nn.functional.avg_pool2d counts it.
+// What an average over the window that starts at (h0, w0) divides by.
 static inline double avg_divisor(const ConvReLUPoolParams& p, int64_t h0, int64_t w0) {
-  int64_t h1 = min_of(h0 + p.pool_h, p.P + p.pool_padding_h);
-  int64_t w1 = min_of(w0 + p.pool_w, p.Q + p.pool_padding_w);
-  if (!p.count_include_pad) {
-    h0 = max_of(h0, 0);
-    w0 = max_of(w0, 0);
-    h1 = min_of(h1, p.P);
-    w1 = min_of(w1, p.Q);
-  }
-  return static_cast<double>((h1 - h0) * (w1 - w0));
+  return static_cast<double>(avg_extent(h0, p.pool_h, p.P, p.pool_padding_h, p.count_include_pad) *
+                             avg_extent(w0, p.pool_w, p.Q, p.pool_padding_w, p.count_include_pad));
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

@@ -46,7 +46,7 @@ class Spec(NamedTuple):
     count_include_pad: bool
     algorithm: str
 
-    def geometry(self, weight_shape, winograd=0) -> list[int]:
+    def geometry(self, weight_shape, winograd=0, allow_tf32=False) -> list[int]:
         """The operators' list of integers, in the order of Geometry in csrc/conv_relu_pool.h."""
         return [
             *self.stride,
@@ -62,6 +62,7 @@ class Spec(NamedTuple):
             int(self.ceil_mode),
             int(self.count_include_pad),
             int(winograd),
+            int(allow_tf32),
         ]
 
     @classmethod
