@@ -85,9 +85,10 @@ struct ConvMmaFewInstance {
 
 inline std::int64_t conv_ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// False if a number, or the furthest pixel that padding reaches, does not fit.
+// False if a number, or the furthest pixel that padding reaches, is not far below what 32 bits
+// hold.
 inline bool make_shape(const ConvReLUPoolParams& p, ConvShape& s) {
-  constexpr std::int64_t kMost = 1 << 30;
+  constexpr std::int64_t kMost = 1 << 28;
   const std::int64_t C = p.C / p.groups;
   for (std::int64_t number :
        {p.N, p.C, p.K, p.R * p.S * C, p.H + 2 * p.padding_h + p.stride_h * p.pool_padding_h,
@@ -148,6 +149,10 @@ ConvTile choose_tile(const ConvShape& s, int kM, int row_cost, const Fits& fits)
     t.tiles_w = static_cast<int>(conv_ceil_div(s.PW, cols));
     return t;
   };
+  const auto holds = [&](const ConvTile& t) {
+    constexpr std::int64_t kMostPixels = 1 << 16;  // of an image: fits may count in 32 bits
+    return static_cast<std::int64_t>(t.in_rows) * t.in_cols <= kMostPixels && fits(t);
+  };
   ConvTile best{};
   double least = std::numeric_limits<double>::infinity();
   for (int cols = 1; cols <= s.PW; cols++) {
@@ -158,10 +163,10 @@ ConvTile choose_tile(const ConvShape& s, int kM, int row_cost, const Fits& fits)
     rows = static_cast<int>(conv_ceil_div(s.PH, conv_ceil_div(s.PH, rows)));  // as even as can be
     ConvTile t = box(1, rows, cols);
     if (rows == s.PH && cols == s.PW) t.images = std::min(s.N, kM / t.positions());
-    while (!fits(t) && (t.images > 1 || t.rows > 1)) {
+    while (!holds(t) && (t.images > 1 || t.rows > 1)) {
       t = t.images > 1 ? box(t.images - 1, t.rows, cols) : box(1, t.rows - 1, cols);
     }
-    if (!fits(t)) break;
+    if (!holds(t)) break;
     const double tiles = static_cast<double>(conv_ceil_div(s.N, t.images)) * t.tiles_h * t.tiles_w;
     const double staged = static_cast<double>(t.images) * t.in_rows * (t.in_cols + row_cost);
     const double cost = tiles * (static_cast<double>(kM) * s.R * s.S + kStagingCost * staged);
@@ -262,7 +267,7 @@ cudaError_t launch_instance(const ConvForwardCall& call, const ConvForwardPlan& 
     weight = call.workspace;
   }
   const ConvShape& s = plan.shape;
-  constexpr int kVectorY = 4;  // as Epilogue::kVector
+  using Writer = Epilogue<T, Instance::kPool, Instance::kM, Instance::kN, Instance::kThreads>;
   ConvForward<T> a{};
   a.x = static_cast<const T*>(call.x);
   a.weight = weight;
@@ -272,7 +277,7 @@ cudaError_t launch_instance(const ConvForwardCall& call, const ConvForwardPlan& 
   std::copy_n(call.y_stride, 4, a.y_stride);
   a.codes = call.codes;
   a.vector_x = conv_vectors(call.x, call.x_stride, s.C, Instance::kVectorX, sizeof(T));
-  a.vector_y = conv_vectors(call.y, call.y_stride, s.K, kVectorY, sizeof(T));
+  a.vector_y = conv_vectors(call.y, call.y_stride, s.K, Writer::kVector, sizeof(T));
   a.shape = s;
   a.tile = plan.tile;
   return launch(Instance::kernel(), dim3(static_cast<unsigned>(plan.blocks)),
