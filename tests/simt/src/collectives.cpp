@@ -9,7 +9,8 @@ namespace simt {
 namespace {
 
 bool same_call(const Call& a, const Call& b) {
-  return a.line == b.line && std::strcmp(a.what, b.what) == 0 && std::strcmp(a.file, b.file) == 0;
+  const auto same = [](const char* x, const char* y) { return x == y || std::strcmp(x, y) == 0; };
+  return a.line == b.line && same(a.what, b.what) && same(a.file, b.file);
 }
 
 std::string lane_name(unsigned lane) { return "lane " + std::to_string(lane); }
@@ -63,7 +64,8 @@ bool complete_warp(const Thread& thread) {
   const unsigned first = thread.warp() * kWarpThreads;
   const unsigned lanes = thread.mask & live_lanes(thread.warp());
   void* requests[kWarpThreads] = {};
-  for (unsigned lane = 0; lane < kWarpThreads; ++lane) {
+  for (unsigned i = 1; i <= kWarpThreads; ++i) {  // the next lane mostly runs next: it is not there
+    const unsigned lane = (thread.lane() + i) % kWarpThreads;
     if ((lanes >> lane & 1) == 0) continue;
     const Thread& other = machine.threads[first + lane];
     const bool waits = other.state == Thread::State::kInWarp && other.mask == thread.mask;
