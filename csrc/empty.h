@@ -1,5 +1,5 @@
-// New tensors, of the CPU above all. torch::stable::empty looks its operator up by name and boxes its
-// arguments, which costs as much as a small kernel; the shim's own entry does not.
+// New tensors, of the CPU above all. torch::stable::empty looks its operator up by name and boxes
+// its arguments, which costs as much as a small kernel; the shim's own entry does not.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
