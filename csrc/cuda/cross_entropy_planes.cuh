@@ -15,9 +15,13 @@ constexpr int kPlaneThreads = 128;
 // Neighbouring rows of a thread, where they can be read at once. More would not fit the registers.
 constexpr int kWideRows = 4;
 
-// Planes that a thread reads at once: 64 bytes, so that they stay in registers.
-template <class T, int kWidth>
-constexpr int kPlanesAtOnce = kWidth == 1 ? 8 : 64 / (kWidth * static_cast<int>(sizeof(T)));
+// Planes that a thread reads at once: 64 bytes with those of probabilities, so that they stay in
+// registers.
+template <class T, Targets kTargets, int kWidth>
+constexpr int kPlanesAtOnce =
+    kWidth == 1
+        ? 8
+        : (kTargets == Targets::kProbability ? 32 : 64) / (kWidth * static_cast<int>(sizeof(T)));
 
 // kWidth neighbouring numbers, 16 bytes at a time. Wide ones begin at a 16-byte boundary.
 template <int kWidth, class T>
@@ -58,7 +62,7 @@ __device__ __forceinline__ void store_losses(void* loss, DType dtype, std::int64
 // A thread's rows, [row, row + kWidth), all of one sample.
 template <class T, Targets kTargets, int kWidth>
 struct PlaneRows {
-  static constexpr int kPlanes = kPlanesAtOnce<T, kWidth>;
+  static constexpr int kPlanes = kPlanesAtOnce<T, kTargets, kWidth>;
   static constexpr bool kReadsTargets = kTargets == Targets::kProbability;
   using Plane = Vec<T, kWidth>;
 
