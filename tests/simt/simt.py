@@ -165,6 +165,8 @@ def _c_value(argument: Any) -> Any:
 class Module:
     """A binding's library. One run at a time: the emulated machine is one."""
 
+    _stacks: int | None = None  # of the threads, the same for all modules
+
     def __init__(self, path: Path):
         self.path = path
         self._library = ctypes.CDLL(str(path))
@@ -172,6 +174,8 @@ class Module:
             getattr(self._library, name).restype = ctypes.c_char_p
         for name in ("simt_access_count", "simt_thread_count"):
             getattr(self._library, name).restype = ctypes.c_uint64
+        self._library.simt_share_stacks.restype = ctypes.c_void_p
+        Module._stacks = self._library.simt_share_stacks(ctypes.c_void_p(Module._stacks))
         self._places: dict[str, tuple[str, int]] = {}
 
     def run(self, function: str, *arguments: Any, profile: bool = False, **options: int) -> Profile:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import simt
 import simt_build
 import toolchain  # build_backend/toolchain.py
+import torch
 
 KERNELS = simt.load("cuda_probe")
 SOURCE = simt_build.BINDINGS / "cuda_probe.cpp"
@@ -54,3 +56,21 @@ def test_other_processors_are_skipped(monkeypatch):
     monkeypatch.setattr(simt_build, "compiler", simt_build.compiler.__wrapped__)
     with pytest.raises(pytest.skip.Exception, match="x86-64 Linux, this is Linux aarch64"):
         simt.load("cuda_probe")
+
+
+def test_modules_share_their_stacks(tmp_path):
+    """A process may have 65530 regions of memory, and each stack has a guard."""
+
+    def regions():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    simt.load("cuda_probe")
+    before = regions()
+    for i in range(5):
+        copy = tmp_path / f"{i}.so"
+        copy.write_bytes(simt.load("cuda_probe").path.read_bytes())
+        x = torch.arange(7, dtype=torch.uint8)
+        y = torch.empty_like(x)
+        simt.Module(copy).run("cuda_probe", x, simt.out(y), 7, 1)
+        assert torch.equal(x, y)
+    assert regions() - before < 200

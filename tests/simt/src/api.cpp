@@ -4,11 +4,15 @@
 #include <cstring>
 #include <string>
 
+#include "fiber.h"
 #include "machine.h"
 #include "profile.h"
 #include "report.h"
 
 using simt::machine;
+
+// Before the first run: with null, or with what another module returned.
+SIMT_EXPORT void* simt_share_stacks(void* given) { return simt::share_stacks(given); }
 
 // Starts anew: no buffers, no reports, the default options.
 SIMT_EXPORT void simt_reset() {

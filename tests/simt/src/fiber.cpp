@@ -40,6 +40,8 @@ namespace {
 
 constexpr int kSavedRegisters = 6;
 
+char* stacks_in_use = nullptr;
+
 char* allocate_stacks() {
   void* stacks = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -56,9 +58,14 @@ char* allocate_stacks() {
 
 }  // namespace
 
+void* share_stacks(void* given) {
+  if (given != nullptr) stacks_in_use = static_cast<char*>(given);
+  if (stacks_in_use == nullptr) stacks_in_use = allocate_stacks();
+  return stacks_in_use;
+}
+
 std::uintptr_t stack_begin(unsigned thread) {
-  static char* const stacks = allocate_stacks();
-  return reinterpret_cast<std::uintptr_t>(stacks) + thread * kStackBytes;
+  return reinterpret_cast<std::uintptr_t>(stacks_in_use) + thread * kStackBytes;
 }
 
 void* new_fiber(unsigned thread, void (*entry)()) {

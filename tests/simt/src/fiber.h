@@ -9,6 +9,10 @@ namespace simt {
 constexpr unsigned kMaxThreads = 1024;  // a block
 constexpr std::size_t kStackBytes = 128 * 1024;
 
+// Uses the stacks of another module if there is one, else makes some. A process may have only so
+// many regions of memory, and the guards of one module's stacks are two thousand.
+void* share_stacks(void* given);
+
 // Lowest address of thread's stack. Pages are taken when they are touched; the lowest one is a
 // guard, so that an overflow ends the process instead of writing into a neighbour.
 std::uintptr_t stack_begin(unsigned thread);
