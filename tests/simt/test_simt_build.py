@@ -71,6 +71,6 @@ def test_modules_share_their_stacks(tmp_path):
         copy.write_bytes(simt.load("cuda_probe").path.read_bytes())
         x = torch.arange(7, dtype=torch.uint8)
         y = torch.empty_like(x)
-        simt.Module(copy).run("cuda_probe", x, simt.out(y), 7, 1)
+        simt.Module(copy).run("cuda_probe", x, simt.out(y), 7, 1, 32)
         assert torch.equal(x, y)
     assert regions() - before < 200
