@@ -33,7 +33,8 @@ struct StagedLayout {
 };
 
 // n elements, by whole vectors if both sides are equally far past a 16-byte boundary.
-template <class T>
+// kToGlobal: from shared to global memory, else the other way.
+template <bool kToGlobal, class T>
 __device__ __forceinline__ void copy_by_warp(const T* from, T* to, int n, int lane) {
   constexpr int kWidth = kVectorWidth<T>;
   int done = 0;
@@ -45,7 +46,12 @@ __device__ __forceinline__ void copy_by_warp(const T* from, T* to, int n, int la
     }
     for (int i = lane; i < span.vectors; i += 32) {
       const int at = span.class_of_vector(i);
-      store_vector(to + at, load_vector<kWidth>(from + at));
+      const Vec<T, kWidth> vector = load_vector<kWidth>(from + at);
+      if constexpr (kToGlobal) {
+        store_global(to + at, vector);
+      } else {
+        store(to + at, vector);
+      }
     }
     done = n;
   }
@@ -151,11 +157,11 @@ __global__ void __launch_bounds__(kStagedThreads, 5)
     const T* const from_x = static_cast<const T*>(a.logits.data) + first * a.C;
     T* const stage_x = shared_x + misalignment(from_x);
     T* stage_t = stage_x;
-    copy_by_warp(from_x, stage_x, rows * a.C, lane);
+    copy_by_warp<false>(from_x, stage_x, rows * a.C, lane);
     if constexpr (kTargets == Targets::kProbability) {
       const T* const from_t = static_cast<const T*>(a.probabilities.data) + first * a.C;
       stage_t = shared_t + misalignment(from_t);
-      copy_by_warp(from_t, stage_t, rows * a.C, lane);
+      copy_by_warp<false>(from_t, stage_t, rows * a.C, lane);
     }
     __syncwarp();  // each row was brought by all lanes
 
@@ -184,7 +190,8 @@ __global__ void __launch_bounds__(kStagedThreads, 5)
     // Write.
     if (writes_gradient) {
       __syncwarp();  // all rows have their gradient
-      copy_by_warp(stage_x, static_cast<T*>(a.grad_logits.data) + first * a.C, rows * a.C, lane);
+      copy_by_warp<true>(stage_x, static_cast<T*>(a.grad_logits.data) + first * a.C, rows * a.C,
+                         lane);
     }
     __syncwarp();  // nobody brings the next rows while these are read
   }

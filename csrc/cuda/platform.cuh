@@ -177,13 +177,20 @@ __device__ __forceinline__ void store(void* p, const V& value) {
   simt::store(p, value);
 #else
   using Bits = typename detail::Bits<sizeof(V)>::type;
-  const Bits bits = __builtin_bit_cast(Bits, value);
-  if constexpr (sizeof(V) == 16) {
-    // An assignment to global memory is sometimes taken apart, and not put together again. Which
-    // memory it is, the compiler knows.
-    if (!__isShared(p)) return __stwb(static_cast<Bits*>(p), bits);
-  }
-  *static_cast<Bits*>(p) = bits;
+  *static_cast<Bits*>(p) = __builtin_bit_cast(Bits, value);
+#endif
+}
+
+// As store, to global memory and certainly by one instruction: an assignment of 16 bytes is
+// sometimes taken apart, and not put together again.
+template <class V>
+__device__ __forceinline__ void store_global(void* p, const V& value) {
+  static_assert(std::is_trivially_copyable_v<V>);
+#ifdef IMGFAST_SIMT
+  simt::store(p, value);
+#else
+  using Bits = typename detail::Bits<sizeof(V)>::type;
+  __stwb(static_cast<Bits*>(p), __builtin_bit_cast(Bits, value));
 #endif
 }
 
