@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from imgfast.ops import cross_entropy_autograd as autograd
 from imgfast.ops import timing
+from imgfast.ops.cross_entropy_stock import class_dim
 
 REDUCTIONS = {"none": autograd.NONE, "mean": autograd.MEAN, "sum": autograd.SUM}
 DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
@@ -120,13 +121,14 @@ def kernel_wins(input, targets, weight, options, return_lse, run_kernel, run_sto
     """Which of the two is to run on CUDA, of functions of ``input, targets, weight``. Calls of as
     many rows, but for a factor of 2, are of one kind."""
     tensors = (input, weight, *targets)
-    rows = input.numel() // input.shape[1 if input.dim() > 1 else 0]
+    dim = class_dim(input)
+    rows = input.numel() // input.shape[dim]
     needs_grad = torch.is_grad_enabled() and [t is not None and t.requires_grad for t in tensors]
     kind = (
         input.device,
         input.dtype,
-        input.shape[1:],
-        input.stride()[1:],
+        input.shape[dim:],
+        input.stride()[dim:],
         rows.bit_length(),
         targets[0].dtype,
         len(targets),

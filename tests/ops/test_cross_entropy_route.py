@@ -70,6 +70,8 @@ def test_kinds_of_calls(stopwatch):
         lambda: choose(*make((640, 10))[:2]),
         lambda: choose(*make((64, 11))[:2]),
         lambda: choose(*make((64, 10), probabilities=True)[:2]),
+        lambda: choose(*make((12,))[:2]),
+        lambda: choose(*make((13,))[:2]),
         lambda: choose(logits.t().contiguous().t(), target),
         lambda: choose(logits.bfloat16(), target),
         lambda: choose(logits, target, weight),
