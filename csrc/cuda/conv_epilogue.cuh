@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/conv_tile.cuh"
+#include "cuda/number.cuh"
 
 namespace imgfast::cuda {
 
@@ -150,7 +151,7 @@ struct Epilogue {
   __device__ __forceinline__ float bias(int k) const {
     const int at = place.k0 + k;
     if (a.bias == nullptr || at >= a.shape.K) return 0.0f;
-    return static_cast<float>(load_readonly<T>(a.bias + place.group * a.shape.K + at));
+    return widen(load_readonly<T>(a.bias + place.group * a.shape.K + at));
   }
 
   __device__ __forceinline__ void write_output(int output, int k,
@@ -185,7 +186,7 @@ struct Epilogue {
         window.value = activate(s.activation, argument);
         if (argument <= 0.0f) window.code |= kBlocked;
       }
-      value[j] = static_cast<T>(window.value);
+      value[j] = narrow<T>(window.value);
       code[j] = static_cast<std::uint8_t>(window.code);
     }
     T* y =

@@ -86,8 +86,7 @@ struct ConvMmaStage {
 #pragma unroll
         for (int j = 0; j < Size::kPiece; j++) {
           const bool valid = from != nullptr && c + j < C;
-          values[j] =
-              valid ? load_readonly<T>(from + (c + j) * a.x_stride[1]) : static_cast<T>(0.0f);
+          values[j] = valid ? load_readonly<T>(from + (c + j) * a.x_stride[1]) : T{};
         }
         store(piece_to, values);
       }

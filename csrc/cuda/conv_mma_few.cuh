@@ -70,15 +70,14 @@ __global__ void __launch_bounds__(ConvMmaFew::kThreads, 4)
     const bool valid = place.k0 + filter < s.K && term < layout.terms;
     weight[filter * layout.pitch + term] =
         valid ? load_readonly<T>(filters + static_cast<std::int64_t>(filter) * layout.terms + term)
-              : static_cast<T>(0.0f);
+              : T{};
   }
   const int pixels = a.tile.pixels();
   for (int i = thread; i < pixels * s.C; i += kThreads) {
     const int pixel = a.x_stride[1] == 1 ? i / s.C : i % pixels;
     const int c = a.x_stride[1] == 1 ? i % s.C : i / pixels;
     const T* from = pixel_address(a, place, pixel);
-    input[pixel * s.C + c] =
-        from != nullptr ? load_readonly<T>(from + c * a.x_stride[1]) : static_cast<T>(0.0f);
+    input[pixel * s.C + c] = from != nullptr ? load_readonly<T>(from + c * a.x_stride[1]) : T{};
   }
 
   const int warp = thread / 32, g = lane / 4, t = lane % 4;

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(256) conv_pack_kernel(const T* from, T* to, Co
       at += index[d] * packing.stride[d];
     }
     const bool valid = index[3] < packing.valid3 && index[4] < packing.valid4;
-    to[i] = valid ? load_readonly<T>(from + at) : static_cast<T>(0.0f);
+    to[i] = valid ? load_readonly<T>(from + at) : T{};
   }
 }
 

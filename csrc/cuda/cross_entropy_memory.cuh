@@ -3,19 +3,9 @@
 #pragma once
 
 #include "cuda/cross_entropy_args.cuh"
+#include "cuda/number.cuh"
 
 namespace imgfast::cuda {
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-
-template <class T>
-__device__ __forceinline__ T narrow(float x) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) return __float2bfloat16_rn(x);
-  if constexpr (std::is_same_v<T, __half>) return __float2half_rn(x);
-  if constexpr (std::is_same_v<T, float>) return x;
-}
 
 // Number i of those of a dtype that is known only now: for what there is one of in a row.
 __device__ __forceinline__ float load_number(const void* data, DType dtype, std::int64_t i) {

@@ -30,7 +30,8 @@ OVERLAY = "SIMT_OVERLAY"
 COMMON = ["-std=c++20", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 RUNTIME = [*COMMON, "-O2"]
 # The sanitizers' instrumentation without their libraries: the emulator defines what it calls.
-# Uninitialised locals get a pattern; products and sums stay apart, as on every processor.
+# Uninitialised locals get a pattern; products and sums stay apart, as on every processor. Torch's
+# extensions have no implied conversions of half types, so kernels must do without.
 KERNEL = [
     *COMMON,
     "-O1",
@@ -41,6 +42,8 @@ KERNEL = [
     "-fno-extern-tls-init",
     "-ffp-contract=off",
     "-Wno-unknown-pragmas",
+    "-D__CUDA_NO_HALF_CONVERSIONS__",
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
 ]
 
 

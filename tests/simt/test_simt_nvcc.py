@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import simt_build
 import toolchain  # build_backend/toolchain.py
+from torch.utils import cpp_extension
 
 BINDINGS = sorted(path.stem for path in simt_build.BINDINGS.glob("*.cpp"))
 
@@ -32,6 +33,7 @@ def _cubin(binding: str, folder: Path, *options: str) -> Path:
         "-arch=sm_80",
         "-cubin",
         "-Xcompiler=-Wall",
+        *cpp_extension.COMMON_NVCC_FLAGS,
         *options,
     ]
     done = subprocess.run(
