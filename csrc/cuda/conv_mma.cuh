@@ -125,7 +125,8 @@ struct ConvMmaStage {
 };
 
 template <class T, int kWarpsN, Pooling kPooling, class Args>
-__global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
+__global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads,
+                                  kWarpsHeld<Args> / (ConvMma<T, kWarpsN>::kThreads / 32))
     conv_mma_kernel(const __grid_constant__ Args a) {
   using Size = ConvMma<T, kWarpsN>;
   constexpr int kStages = Size::kStages, kChunk = Size::kChunk, kPiece = Size::kPiece;

@@ -19,6 +19,13 @@ constexpr bool kReadsGradient = false;
 template <class T, Pooling kWindows>
 constexpr bool kReadsGradient<ConvOfGradient<T, kWindows>> = true;
 
+// Warps that a multiprocessor holds of a kernel with a warp's tile of sums in registers: to gather
+// windows takes some more of these.
+template <class Args>
+constexpr int kWarpsHeld = 16;
+template <class T>
+constexpr int kWarpsHeld<ConvOfGradient<T, Pooling::kWindow>> = 12;
+
 // Channels [c0, c0 + kPieces * kPiece) of every pixel of a tile.
 template <int kPieces, int kPiece, int kThreads, class T, Pooling kWindows, class Offset>
 __device__ __forceinline__ void stage_gradient_tile(const ConvOfGradient<T, kWindows>& a,
