@@ -67,7 +67,7 @@ class _Buffer:
         """Address and bytes."""
         if hasattr(self.array, "data_ptr"):
             if not _is_dense(self.array) or self.array.device.type != "cpu":
-                raise ValueError("simt: tensors must be contiguous and on the CPU")
+                raise ValueError("simt: tensors must be contiguous (memory_of) and on the CPU")
             return self.array.data_ptr(), self.array.numel() * self.array.element_size()
         if not self.array.flags.c_contiguous:
             raise ValueError("simt: arrays must be contiguous")
@@ -130,6 +130,13 @@ def out(array: Any, partial: bool = False) -> _Buffer:
 def inout(array: Any) -> _Buffer:
     """Read and written; what it holds is kept."""
     return _Buffer(array, Role.INOUT)
+
+
+def memory_of(tensor: Any) -> Any:
+    """What a torch tensor of any strides lies in, from its first element to its last, as one
+    dimension: a kernel takes the strides beside it."""
+    reach = [(size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    return tensor.as_strided((sum(reach) + 1 if tensor.numel() else 0,), (1,))
 
 
 def _as_buffer(argument: Any) -> _Buffer | None:
