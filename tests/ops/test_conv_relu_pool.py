@@ -294,6 +294,7 @@ def test_no_gradient_at_zero(device):
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.devices(simt_every=7)
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh", "none"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("place", [(0, 0), (3, 2), (5, 5)])

@@ -80,6 +80,7 @@ def test_options(shape, probabilities, weighted, reduction, smoothing, dtype, de
     )
 
 
+@pytest.mark.devices(simt_every=5)
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(

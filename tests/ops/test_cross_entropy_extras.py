@@ -103,7 +103,7 @@ def test_pair_of_targets(shape, options, weighted, grad_in_forward, dtype, devic
     check(logits, (first, second, 0.3), weight if weighted else None, grad_in_forward, **options)
 
 
-@pytest.mark.devices(simt_every=13)
+@pytest.mark.devices(simt_every=17)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kind", ["class", "probability"])
 @pytest.mark.parametrize("grad_in_forward", [False, True])
@@ -122,7 +122,7 @@ def test_one_target(shape, options, weighted, grad_in_forward, kind, dtype, devi
 
 
 # Few rows are shared out by classes, from 32768 on: the second count leaves parts of unequal size.
-@pytest.mark.devices(simt_every=11)
+@pytest.mark.devices(simt_every=23)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)

@@ -148,10 +148,10 @@ def _as_buffer(argument: Any) -> _Buffer | None:
 
 def _refuse_overlap(buffers: Sequence[_Buffer]) -> None:
     """Copies cannot stand for two buffers of the same memory, one of which is written."""
+    spans = [buffer.span() for buffer in buffers]
     for i, buffer in enumerate(buffers):
-        address, size = buffer.span()
-        for other in buffers[:i]:
-            start, other_size = other.span()
+        address, size = spans[i]
+        for other, (start, other_size) in zip(buffers[:i], spans, strict=False):
             written = Role.IN not in (buffer.role, other.role) or buffer.role is not other.role
             if written and address < start + other_size and start < address + size:
                 raise ValueError("simt: arguments overlap; pass one buffer, by inout")
