@@ -70,7 +70,7 @@ def gradients(function, input, linear_weight, linear_bias, target, seed=0, **opt
         options["linear_bias"] = leaves[2]
     loss = function(*leaves[:2], target, **options)
     generator = torch.Generator().manual_seed(seed)
-    grad = torch.randn(loss.shape, generator=generator).to(torch.bfloat16).to(loss.dtype)
+    grad = torch.randn(loss.shape, generator=generator).to(torch.bfloat16).to(loss)
     return [loss.detach(), *torch.autograd.grad(loss, leaves, grad)]
 
 

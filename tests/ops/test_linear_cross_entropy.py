@@ -4,7 +4,6 @@ small that every head has several; memory of a large one."""
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,6 @@ from imgfast.ops import linear_cross_entropy_tiles as tiles
 REDUCTIONS = ["none", "mean", "sum"]
 INF, NAN = math.inf, math.nan
 
-# On a GPU linear_cross_entropy is torch's own.
-of_tiles = partial(pytest.mark.devices, "cpu", "simt")
-
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
@@ -36,7 +32,7 @@ def small_tiles(monkeypatch):
 
 # Around the edges of a block (7 rows) and of a chunk (7 classes of float64 or float32 tiles of 9
 # features are 3 and 7 wide), and primes.
-@of_tiles(simt_every=7)
+@pytest.mark.devices(simt_every=7)
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("classes", [1, 2, 6, 7, 8, 14, 15, 61])
 @pytest.mark.parametrize("rows", [1, 6, 7, 8, 14, 31])
@@ -58,7 +54,7 @@ def test_sizes(rows, classes, probabilities, device):
     )
 
 
-@of_tiles(simt_every=7)
+@pytest.mark.devices(simt_every=7)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -109,7 +105,6 @@ def test_ignore_index():
         check(input, linear_weight, linear_bias, target, ignore_index=ignore_index)
 
 
-@of_tiles()
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_nothing_counts(smoothing, reduction, device):
@@ -146,7 +141,7 @@ SPECIAL_ROWS = {  # the target is class 1
 
 
 # Whole chunks (7 classes) of -inf before, after and around the row.
-@of_tiles(simt_every=11)
+@pytest.mark.devices(simt_every=11)
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("classes", "at"), [(3, 0), (30, 0), (30, 13), (30, 27)])

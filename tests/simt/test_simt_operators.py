@@ -6,11 +6,11 @@ import emulated_operators
 import torch
 
 import imgfast
-from imgfast.ops import linear_cross_entropy as heads
+from imgfast.ops import linear_cross_entropy_route as route
 
 
 def test_public_functions_run_on_them_until_they_are_removed(monkeypatch):
-    monkeypatch.setattr(heads, "SMALL", 0)  # logits from which on there are tiles
+    monkeypatch.setattr(route, "SMALL", 0)  # logits from which on there are tiles
     called = set()
 
     def recorded(operator):
