@@ -81,6 +81,7 @@ def device(request, monkeypatch):
         pytest.skip(f"this build has no CUDA kernels: {facts['cuda_reason']}")
     monkeypatch.setattr(cuda_route, "_wins", {})
     monkeypatch.setattr(timing, "times", _kernels_first)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # nor do float32's tolerances
     yield torch.device("cuda")
 
 
