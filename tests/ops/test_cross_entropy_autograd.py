@@ -213,9 +213,9 @@ def saved_bytes(function, *args, **kwargs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(7000, 10), (70, 1000), (2, 19, 64, 64)])
-def test_saved_bytes(shape, dtype):
+def test_saved_bytes(shape, dtype, device):
     """Beside the arguments, 8 bytes a row and the divisor."""
-    logits, target, weight = make(shape, dtype=dtype)
+    logits, target, weight = make(shape, dtype=dtype, device=device)
     logits.requires_grad_()
     arguments = sum(t.numel() * t.element_size() for t in (logits, target, weight))
     saved = saved_bytes(cross_entropy, logits, target, weight)
@@ -224,8 +224,8 @@ def test_saved_bytes(shape, dtype):
         assert saved < saved_bytes(F.cross_entropy, logits, target, weight) + arguments
 
 
-def test_overwritten_logits_are_noticed():
-    logits, target, _ = make((7000, 10))
+def test_overwritten_logits_are_noticed(device):
+    logits, target, _ = make((7000, 10), device=device)
     hidden = logits.requires_grad_() * 1
     loss = cross_entropy(hidden, target)
     hidden.zero_()
@@ -246,8 +246,8 @@ def test_overwritten_logits_of_a_small_call_do_not_matter():
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
 
 
-def test_backward_twice():
-    logits, target, _ = make((6, 5))
+def test_backward_twice(device):
+    logits, target, _ = make((6, 5), device=device)
     logits.requires_grad_()
     loss = cross_entropy(logits, target)
     (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
