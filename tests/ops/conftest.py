@@ -81,7 +81,7 @@ def device(request, monkeypatch):
         pytest.skip(f"this build has no CUDA kernels: {facts['cuda_reason']}")
     monkeypatch.setattr(cuda_route, "_wins", {})
     monkeypatch.setattr(timing, "times", _kernels_first)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # nor do float32's tolerances
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # too coarse for float32
     yield torch.device("cuda")
 
 

@@ -42,7 +42,7 @@ def test_layouts_and_dtypes(dtype, layout, channels, device):
 # is one run, of a slice of the channels or a dilated filter it is several. Rows of 8, 7 and 27
 # results are copied to NCHW singly or several at a time, and 32 filters, not 20, straight to
 # channels_last.
-@pytest.mark.devices(simt_every=11)
+@pytest.mark.devices(simt_every=23)
 @pytest.mark.parametrize("channels", [slice(None), slice(2, 18), slice(5, 6)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("filters", [20, 32])
@@ -127,7 +127,7 @@ def test_windows(pool, window, device):
 
 # The weight gradient of few input channels has a kernel of its own: filters fill vectors, taps come
 # in blocks of at most 4 x 4 and 12, rows and columns are sorted by their remainder to the stride.
-@pytest.mark.devices(simt_every=23)
+@pytest.mark.devices(simt_every=47)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(
     "window",
@@ -148,7 +148,7 @@ def test_few_channels(channels, filters, taps, stride, window, layout, device):
 
 
 # Windows of up to a whole vector of 4, 8 or 16 positions and beyond, taps that no block divides.
-@pytest.mark.devices(simt_every=11)
+@pytest.mark.devices(simt_every=31)
 @pytest.mark.parametrize("window", [1, (1, 4), (4, 1), (2, 4), (4, 2), (4, 4), (1, 16), (16, 1), 5])
 @pytest.mark.parametrize("taps", [(1, 1), (1, 9), (9, 1), (2, 5), (11, 11)])
 @pytest.mark.parametrize("stride", [1, (2, 3), 4])
@@ -180,7 +180,7 @@ def check_depthwise(channels, taps=(3, 3), *, n=2, size=(11, 13), options=None, 
     check(*make(n, channels, *size, channels, *taps, groups=channels, **tensors), **options)
 
 
-@pytest.mark.devices(simt_every=11)
+@pytest.mark.devices(simt_every=29)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [2, 3, 16, 17, 33, 64, 70])

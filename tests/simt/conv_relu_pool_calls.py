@@ -59,14 +59,19 @@ def make(n, c, h, w, k, r, s, *, groups=1, dtype=torch.float32, channels_last=Tr
     return x, weight.contiguous(memory_format=layout), exact((k,), seed + 2, dtype)
 
 
+def layout_of(*tensors):
+    """channels_last if torch would call one of them so."""
+    last = any(suggest_memory_format(t) == torch.channels_last for t in tensors)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def empty_answer(x, weight, spec):
     """y, in the layout that answers_channels_last tells in csrc/conv_relu_pool_call.h."""
     shape = conv_relu_pool_stock(x.to("meta"), weight.to("meta"), None, spec).shape
-    last = any(suggest_memory_format(t) == torch.channels_last for t in (x, weight))
     both = shape[1] == 1 or spec.conv_size(x.shape, weight.shape) == [1, 1]
-    layout = torch.contiguous_format
-    if last and not (both and spec.activation != "none"):
-        layout = torch.channels_last
+    layout = layout_of(x, weight)
+    if both and spec.activation != "none":
+        layout = torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, memory_format=layout)
 
 
@@ -177,12 +182,3 @@ def at_codes(terms, codes, spec):
     p, q = row + i * spec.pool_dilation[0], col + j * spec.pool_dilation[1]
     flat = (p * terms.shape[3] + q).flatten(2)
     return terms.flatten(2).gather(2, flat).view(n, k, ph, pw)
-
-
-def conv_relu_pool(x, weight, bias, geometry, save_codes):
-    """The operator of csrc/ops.cpp, on CPU tensors, as csrc/cuda/conv_relu_pool.cu has it."""
-    bias = None if bias is None else bias.contiguous()
-    answer = forward(x, weight, bias, geometry, save_codes, seed=1)
-    if answer.plan.kernel == "none":
-        raise RuntimeError("conv_relu_pool: no CUDA kernel for a filter and pool this large")
-    return answer.y, x.new_empty(0, dtype=torch.uint8) if answer.codes is None else answer.codes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import simt
 import torch
-from conv_relu_pool_calls import DTYPES, KERNELS, TOLERANCE, _memory
+from conv_relu_pool_calls import DTYPES, KERNELS, TOLERANCE, layout_of
 from conv_relu_pool_weight_calls import inputs
 
 from imgfast.ops.conv_relu_pool_route import needs_y
@@ -28,6 +29,11 @@ class Answer(NamedTuple):
     profile: simt.Profile
 
 
+@functools.cache
+def kernels():
+    return simt.load("conv_backward_input")
+
+
 def reference(given):
     """The gradient by stock's operators in float64."""
     x, weight, bias, grad_y = (t.double() for t in given[:4])
@@ -43,13 +49,14 @@ def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options
         module: of another binding with the same functions.
         options: seed and preempt, for the emulator.
     """
-    module = module or simt.load("conv_backward_input")
+    module = module or kernels()
     x, weight, _, grad_y, y, codes, spec = given
-    grad_x = torch.empty_like(x)
-    strides = [grad_y.stride(), y.stride(), weight.stride(), grad_x.stride()]
+    y = y if needs_y(spec) else None
+    grad_x = torch.empty_like(x, memory_format=layout_of(x, weight))
+    views = (grad_y, grad_y if y is None else y, weight, grad_x)
     head = (
         torch.tensor([*x.shape, weight.shape[0], *weight.shape[2:]]),
-        torch.tensor(strides),
+        torch.tensor([t.stride() for t in views]),
         torch.tensor(spec.geometry(weight.shape, allow_tf32=tf32)),
         DTYPES[x.dtype],
         -1 if kernel is None else KERNELS.index(kernel),
@@ -62,11 +69,11 @@ def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options
     counted = module.run(
         "conv_backward_input",
         *head,
-        _memory(grad_y),
-        _memory(y) if needs_y(spec) else None,
+        simt.memory_of(grad_y),
+        None if y is None else simt.memory_of(y),
         codes,
-        _memory(weight),
-        simt.out(_memory(grad_x)),
+        simt.memory_of(weight),
+        simt.out(grad_x),
         simt.out(torch.empty(max(plan.workspace, 1), dtype=torch.uint8), True),
         profile=profile,
         **options,

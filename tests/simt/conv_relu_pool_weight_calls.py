@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import simt
 import torch
-from conv_relu_pool_calls import DTYPES, TOLERANCE, _memory, exact, make
+from conv_relu_pool_calls import DTYPES, TOLERANCE, exact, layout_of, make
 
 import imgfast  # noqa: F401  registers the operators that codes come from
 from imgfast.ops.conv_relu_pool import _bind
@@ -38,9 +39,14 @@ class Inputs(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
     grad_y: torch.Tensor
-    y: torch.Tensor
+    y: torch.Tensor | None  # there if the gradient needs it
     codes: torch.Tensor | None
     spec: tuple
+
+
+@functools.cache
+def kernels():
+    return simt.load("conv_backward_weight")
 
 
 def inputs(
@@ -94,16 +100,18 @@ def run(
         module: of another binding with the same functions.
         options: seed and preempt, for the emulator.
     """
-    module = module or simt.load("conv_backward_weight")
+    module = module or kernels()
     x, weight, _, grad_y, y, codes, spec = given
     y = y if needs_y(spec) else None
-    grad_weight = torch.empty_like(weight) if need_weight else None
+    grad_weight = None
+    if need_weight:
+        grad_weight = torch.empty_like(weight, memory_format=layout_of(weight))
     grad_bias = torch.empty(weight.shape[0], dtype=x.dtype) if need_bias else None
     sizes = torch.tensor([*x.shape, weight.shape[0], *weight.shape[2:]])
-    strides = [x.stride(), grad_y.stride(), given.y.stride(), weight.stride()]
+    views = (x, grad_y, grad_y if y is None else y, weight if grad_weight is None else grad_weight)
     head = (
         sizes,
-        torch.tensor(strides),
+        torch.tensor([t.stride() for t in views]),
         torch.tensor(spec.geometry(weight.shape, allow_tf32=tf32)),
         DTYPES[x.dtype],
         -1 if kernel is None else KERNELS.index(kernel),
@@ -111,7 +119,7 @@ def run(
     )
 
     def written(t, partial=False):
-        return None if t is None else simt.out(_memory(t), partial)
+        return None if t is None else simt.out(t, partial)
 
     told = torch.zeros(7, dtype=torch.int64)
     module.run(
@@ -127,10 +135,10 @@ def run(
     counted = module.run(
         "conv_backward_weight",
         *head,
-        _memory(grad_y),
-        None if y is None else _memory(y),
+        simt.memory_of(grad_y),
+        None if y is None else simt.memory_of(y),
         codes,
-        _memory(x),
+        simt.memory_of(x),
         written(grad_weight),
         written(grad_bias),
         simt.out(torch.empty(plan.workspace, dtype=torch.uint8), True),
