@@ -21,6 +21,13 @@ from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 KERNELS = ("none", "simt", "simt_few", "mma", "mma_wide", "mma_few")  # ConvKernel's order
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # DType's numbers
 RUN_OPTIONS = ("kernel", "module", "profile", "seed", "preempt")  # of forward
+POOLS = {  # one of each kind of Pooling
+    "none": {"pool": "none"},
+    "quad": {"pool": "max", "pool_size": 2},
+    "window": {"pool": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+}
+NARROW = (torch.bfloat16, torch.float16)
+SEEDS = (0, 1, 2)  # of the emulator's schedules
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 

@@ -12,23 +12,17 @@ import pytest
 import simt
 import simt_mutate
 import torch
+from conv_relu_pool_calls import NARROW, POOLS, SEEDS
 from conv_relu_pool_gradient_calls import inputs
 from conv_relu_pool_input_calls import check, compare, run
 
 simt.load("conv_backward_input")
 
-POOLS = {
-    "none": {"pool": "none"},
-    "quad": {"pool": "max", "pool_size": 2},
-    "window": {"pool": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
-}
-NARROW = (torch.bfloat16, torch.float16)
 INSTANCES = [
     ("simt", torch.float32),
     *[("mma", dtype) for dtype in (torch.float32, *NARROW)],
     *[("mma_wide", dtype) for dtype in (torch.float32, *NARROW)],
 ]
-SEEDS = (0, 1, 2)
 
 
 def dtype_of(kernel):
