@@ -241,10 +241,36 @@ def test_bytes_moved_over_the_fewest_possible(shape, options, dtype):
     assert answer.profile.missed_sectors <= 1.05 * (fewest + answer.plan.workspace / 32)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [("simt", torch.float32), ("mma", torch.float32), ("mma", torch.bfloat16)],
+    ids=["simt", "tf32", "mma"],
+)
+def test_weights_are_turned_in_whole_sectors(kernel, dtype, stride):
+    """All phases together read every tap once."""
+    given = inputs(1, 64, 6, 6, 64, 3, 3, dtype=dtype, stride=stride, pool="none")
+    answer = run(given, kernel=kernel, profile=True)
+    packing = answer.profile.select(file="conv_pack.cuh", space="global")
+    fewest = given.weight.numel() * given.weight.element_size() / 32
+    assert packing.select(direction="read").sectors == fewest
+    assert packing.select(direction="write").sectors == fewest == answer.plan.workspace / 32
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("kernel", ["simt", "mma"])
+def test_shared_memory_without_bank_conflicts(kernel, pool):
+    given = inputs(1, 64, 16, 16, 64, 3, 3, dtype=dtype_of(kernel), padding=1, **POOLS[pool])
+    profile = run(given, kernel=kernel, profile=True).profile
+    assert profile.passes <= 1.1 * profile.least_passes
+
+
 # --- what would be noticed ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kernel", "file"), [("simt", "conv_simt"), ("mma", "conv_mma")])
+@pytest.mark.parametrize(
+    ("kernel", "file"), [("simt", "conv_simt"), ("mma", "conv_mma"), ("mma", "conv_pack")]
+)
 def test_no_synchronisation_can_be_left_out(kernel, file):
     given = inputs(1, 8, 6, 6, 72, 1, 2, dtype=dtype_of(kernel), **POOLS["quad"])
 
