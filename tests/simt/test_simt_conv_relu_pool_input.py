@@ -235,10 +235,35 @@ def test_bytes_moved_over_the_fewest_possible(shape, options, dtype):
     assert answer.profile.missed_sectors <= 1.05 * (fewest + answer.plan.workspace / 32)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [("simt", torch.float32), ("mma", torch.float32), ("mma", torch.bfloat16)],
+    ids=["simt", "tf32", "mma"],
+)
+def test_weights_are_turned_in_whole_sectors(kernel, dtype, stride):
+    """All phases together read every tap once."""
+    given = inputs(1, 64, 6, 6, 64, 3, 3, dtype=dtype, stride=stride, pool="none")
+    answer = run(given, kernel=kernel, profile=True)
+    packing = answer.profile.select(file="conv_pack.cuh", space="global")
+    fewest = given.weight.numel() * given.weight.element_size() / 32
+    assert packing.select(direction="read").sectors == fewest
+    assert packing.select(direction="write").sectors == fewest == answer.plan.workspace / 32
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("kernel", ["simt", "mma"])
+def test_shared_memory_without_bank_conflicts(kernel, pool):
+    given = inputs(1, 64, 16, 16, 64, 3, 3, dtype=dtype_of(kernel), padding=1, **POOLS[pool])
+    profile = run(given, kernel=kernel, profile=True).profile
+    assert profile.passes <= 1.1 * profile.least_passes
+
+
 # --- what would be noticed ------------------------------------------------------------------------
 
 
-def test_no_synchronisation_can_be_left_out():
+@pytest.mark.parametrize("file", ["conv_mma", "conv_pack"])
+def test_no_synchronisation_can_be_left_out(file):
     """Those of conv_simt.cuh are the forward's."""
     given = inputs(1, 8, 6, 6, 72, 1, 2, dtype=torch.bfloat16, **POOLS["quad"])
 
@@ -246,4 +271,4 @@ def test_no_synchronisation_can_be_left_out():
         compare(run(given, kernel="mma", module=module, seed=1), given)
 
     notice(simt.load("conv_backward_input_one"))
-    assert simt_mutate.survivors("cuda/conv_mma.cuh", "conv_backward_input_one", notice) == []
+    assert simt_mutate.survivors(f"cuda/{file}.cuh", "conv_backward_input_one", notice) == []
