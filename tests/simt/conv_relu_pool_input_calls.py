@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import simt
 import torch
-from conv_relu_pool_calls import DTYPES, KERNELS, TOLERANCE, layout_of
-from conv_relu_pool_weight_calls import inputs
+from conv_relu_pool_calls import DTYPES, KERNELS, layout_of
+from conv_relu_pool_gradient_calls import assert_near, inputs, references
 
 from imgfast.ops.conv_relu_pool_route import needs_y
-from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
 
 class Plan(NamedTuple):
@@ -32,14 +31,6 @@ class Answer(NamedTuple):
 @functools.cache
 def kernels():
     return simt.load("conv_backward_input")
-
-
-def reference(given):
-    """The gradient by stock's operators in float64."""
-    x, weight, bias, grad_y = (t.double() for t in given[:4])
-    x.requires_grad_()
-    y = conv_relu_pool_stock(x, weight, bias, given.spec)
-    return torch.autograd.grad(y, x, grad_y)[0]
 
 
 def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options):
@@ -82,15 +73,7 @@ def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options
 
 
 def compare(answer, given):
-    tolerance = TOLERANCE[given.x.dtype]
-    if given.spec.activation in ("sigmoid", "tanh"):
-        tolerance *= 4  # y has been rounded, too
-    expected = reference(given)
-    finite = expected[expected.isfinite()]
-    most = finite.abs().max().item() if finite.numel() else 1.0
-    torch.testing.assert_close(
-        answer.grad_x.double(), expected, rtol=tolerance, atol=tolerance * most, equal_nan=True
-    )
+    assert_near(answer.grad_x, *references(given, "x"), given)
 
 
 def check(*shape, kernel=None, run_options=(), **options):

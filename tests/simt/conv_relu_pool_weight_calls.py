@@ -7,12 +7,10 @@ from typing import NamedTuple
 
 import simt
 import torch
-from conv_relu_pool_calls import DTYPES, TOLERANCE, exact, layout_of, make
+from conv_relu_pool_calls import DTYPES, layout_of
+from conv_relu_pool_gradient_calls import assert_near, inputs, references
 
-import imgfast  # noqa: F401  registers the operators that codes come from
-from imgfast.ops.conv_relu_pool import _bind
-from imgfast.ops.conv_relu_pool_route import needs_codes, needs_y, spec_of
-from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
+from imgfast.ops.conv_relu_pool_route import needs_y
 
 KERNELS = ("none", "bias", "simt", "simt_few", "mma")  # ConvWeightKernel's order
 
@@ -34,51 +32,9 @@ class Answer(NamedTuple):
     profile: simt.Profile
 
 
-class Inputs(NamedTuple):
-    x: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    grad_y: torch.Tensor
-    y: torch.Tensor | None  # there if the gradient needs it
-    codes: torch.Tensor | None
-    spec: tuple
-
-
 @functools.cache
 def kernels():
     return simt.load("conv_backward_weight")
-
-
-def inputs(
-    n, c, h, w, k, r, s, *, dtype=torch.float32, channels_last=True, seed=0, blocked=(), **options
-):
-    """Of a call, after its forward pass in float64; options as of ``imgfast.ops.conv_relu_pool``.
-
-    They are small multiples of 1/4: sums are exact, and a gradient in a wrong place cannot hide.
-    The outputs of the filters ``blocked`` are all negative before their activation.
-    """
-    x, weight, bias = make(
-        n, c, h, w, k, r, s, groups=options.get("groups", 1), dtype=dtype, seed=seed,
-        channels_last=channels_last,
-    )  # fmt: skip
-    bias[list(blocked)] = -100
-    spec = spec_of(*_bind(**options))
-    wide = [t.double() for t in (x, weight, bias)]
-    y, codes = torch.ops.imgfast.conv_relu_pool(
-        *wide, spec.geometry(weight.shape), needs_codes(spec)
-    )
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    grad_y = exact(y.shape, seed + 3, dtype).contiguous(memory_format=layout)
-    y = y.to(dtype).contiguous(memory_format=layout)
-    return Inputs(x, weight, bias, grad_y, y, codes if needs_codes(spec) else None, spec)
-
-
-def reference(given):
-    """Gradients of weight and bias by stock's operators in float64."""
-    x, weight, bias, grad_y = (t.double() for t in given[:4])
-    weight.requires_grad_(), bias.requires_grad_()
-    y = conv_relu_pool_stock(x, weight, bias, given.spec)
-    return torch.autograd.grad(y, (weight, bias), grad_y)
 
 
 def run(
@@ -149,17 +105,9 @@ def run(
 
 
 def compare(answer, given):
-    tolerance = TOLERANCE[given.x.dtype]
-    if given.spec.activation in ("sigmoid", "tanh"):
-        tolerance *= 4  # y has been rounded, too
-    for got, expected in zip(answer[:2], reference(given), strict=True):
-        if got is None:
-            continue
-        finite = expected[expected.isfinite()]
-        most = finite.abs().max().item() if finite.numel() else 1.0
-        torch.testing.assert_close(
-            got.double(), expected, rtol=tolerance, atol=tolerance * most, equal_nan=True
-        )
+    for got, expected in zip(answer[:2], references(given, "weight", "bias"), strict=True):
+        if got is not None:
+            assert_near(got, expected, given)
 
 
 def check(*shape, kernel=None, run_options=(), **options):

@@ -9,6 +9,7 @@ import conv_relu_pool_input_calls
 import conv_relu_pool_weight_calls
 import cross_entropy_calls
 import torch
+from conv_relu_pool_gradient_calls import Inputs
 
 from imgfast.ops.conv_relu_pool_route import Spec
 
@@ -31,7 +32,7 @@ def conv_relu_pool(x, weight, bias, geometry, save_codes):
 def conv_relu_pool_backward(grad_y, x, weight, y, codes, geometry, need_x, need_weight, need_bias):
     """As csrc/cuda/conv_relu_pool_backward.cu has it."""
     spec, tf32 = Spec.of_geometry(geometry), bool(geometry[-1])
-    given = conv_relu_pool_weight_calls.Inputs(x, weight, None, grad_y, y, codes, spec)
+    given = Inputs(x, weight, None, grad_y, y, codes, spec)
     grads = [None, None, None]
     if need_x:
         answer = conv_relu_pool_input_calls.run(given, tf32=tf32, seed=1)

@@ -13,7 +13,8 @@ import simt
 import simt_mutate
 import torch
 from conv_relu_pool_calls import KERNELS
-from conv_relu_pool_input_calls import check, compare, inputs, run
+from conv_relu_pool_gradient_calls import inputs
+from conv_relu_pool_input_calls import check, compare, run
 
 simt.load("conv_backward_input")
 

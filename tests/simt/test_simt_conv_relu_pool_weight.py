@@ -12,7 +12,8 @@ import pytest
 import simt
 import simt_mutate
 import torch
-from conv_relu_pool_weight_calls import KERNELS, check, compare, inputs, run
+from conv_relu_pool_gradient_calls import inputs
+from conv_relu_pool_weight_calls import KERNELS, check, compare, run
 
 simt.load("conv_backward_weight")
 
