@@ -16,6 +16,14 @@
 namespace imgfast::cuda {
 namespace {
 
+// They are read 8 at a time.
+const std::uint8_t* codes_of(const Tensor& codes) {
+  const void* data = codes.const_data_ptr();
+  STD_TORCH_CHECK(reinterpret_cast<std::uintptr_t>(data) % 8 == 0,
+                  "conv_relu_pool: codes must start at a multiple of 8 bytes");
+  return static_cast<const std::uint8_t*>(data);
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y, const Tensor& x,
                                                            const Tensor& weight,
                                                            const std::optional<Tensor>& y,
@@ -39,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     call.y = y->const_data_ptr();
     copy_strides(*y, call.y_stride);
   }
-  if (reads.codes) call.codes = static_cast<const std::uint8_t*>(codes->const_data_ptr());
+  if (reads.codes) call.codes = codes_of(*codes);
   call.x = x.const_data_ptr();
   copy_strides(x, call.x_stride);
   call.weight = weight.const_data_ptr();

@@ -46,6 +46,7 @@ def run(
     tf32=False,
     need_weight=True,
     need_bias=True,
+    plan_only=False,
     profile=False,
     **options,
 ):
@@ -54,6 +55,7 @@ def run(
     Args:
         blocks: how many are wanted of a kernel that is named; few, so that each has several boxes.
         module: of another binding with the same functions.
+        plan_only: nothing is computed, and inputs may be of any size.
         options: seed and preempt, for the emulator.
     """
     module = module or kernels()
@@ -86,7 +88,7 @@ def run(
         simt.inout(told),
     )
     plan = Plan(KERNELS[told[0]], *told[1:].tolist())
-    if plan.kernel == "none":
+    if plan_only or plan.kernel == "none":
         return Answer(grad_weight, grad_bias, plan, simt.Profile(()))
     counted = module.run(
         "conv_backward_weight",
