@@ -217,13 +217,14 @@ def test_depthwise_windows(options, channels, layout, device):
 
 # The input gradient falls into phases of the stride, some of them without a tap, some without a
 # column; the weight gradient takes 25 or 12 taps at a time, of 7 columns at most.
+@pytest.mark.devices(simt_every=41)
 @pytest.mark.parametrize("taps", [(1, 1), (2, 4), (3, 3), (5, 5), (7, 7), (1, 8), (9, 2)])
 @pytest.mark.parametrize("stride", [1, 2, 3, (2, 1), (16, 17)])
 @pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
-def test_depthwise_filters(dilation, stride, taps):
+def test_depthwise_filters(dilation, stride, taps, device):
     options = {"stride": stride, "dilation": dilation, "pool": "none"}
-    check_depthwise(18, taps, size=(20, 22), options=options)
-    check_depthwise(18, taps, size=(20, 22), options=options | {"padding": 6})
+    for padding in ({}, {"padding": 6}):
+        check_depthwise(18, taps, size=(20, 22), options=options | padding, device=device)
 
 
 # Units of a few rows, of a few channels and of both.
@@ -463,9 +464,10 @@ def test_errors_of_its_own():
         imgfast.conv_relu_pool(x.int(), weight.int(), None, algorithm="direct")
 
 
-def test_operator_guards_itself():
+@pytest.mark.devices("cpu", "cuda")  # the emulated operators are no guards
+def test_operator_guards_itself(device):
     """torch.ops.imgfast.conv_relu_pool may be called directly, with anything."""
-    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3)
+    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3, device=device)
     geometry = [1, 1, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0, 1, 0, 0]
     call = torch.ops.imgfast.conv_relu_pool
     assert torch.equal(call(x, weight, bias, geometry, False)[0], stock(x, weight, bias))

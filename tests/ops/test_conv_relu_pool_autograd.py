@@ -18,10 +18,10 @@ KERNELS = [  # every combination that has gradient kernels
 WINDOWS = [{}, {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}]
 
 
-def differentiable(n=2, c=3, size=6, k=4, dtype=torch.float64):
+def differentiable(n=2, c=3, size=6, k=4, dtype=torch.float64, device="cpu"):
     torch.manual_seed(0)
     shapes = ((n, c, size, size), (k, c, 3, 3), (k,))
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    return [torch.randn(shape, dtype=dtype).to(device).requires_grad_() for shape in shapes]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -49,9 +49,10 @@ def test_gradcheck_of_the_stock_route(activation):
     assert gradgradcheck(function, differentiable(), fast_mode=True)
 
 
+@pytest.mark.devices("cpu", "cuda")  # the emulated operators make layouts of their own
 @pytest.mark.parametrize("pool", ["max", "avg", "none"])
-def test_opcheck(pool):
-    tensors = differentiable(dtype=torch.float32)
+def test_opcheck(pool, device):
+    tensors = differentiable(dtype=torch.float32, device=device)
     geometry = spec_of(*_bind(pool=pool, padding=1)).geometry(tensors[1].shape)
     codes = pool != "none"
     opcheck(torch.ops.imgfast.conv_relu_pool, (*tensors, geometry, codes))

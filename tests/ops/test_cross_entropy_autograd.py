@@ -91,37 +91,42 @@ def test_forward_mode():
     torch.testing.assert_close(results[0].tangent, results[1].tangent)
 
 
-def operator_arguments(shape, probabilities, reduction, dtype=torch.float32, float_loss=False):
-    logits, target, weight = make(shape, probabilities=probabilities, dtype=dtype)
+def operator_arguments(
+    shape, probabilities, reduction, dtype=torch.float32, float_loss=False, device="cpu"
+):
+    logits, target, weight = make(shape, probabilities=probabilities, dtype=dtype, device=device)
     other = None if probabilities else target.flip(0)
     options = (reduction, -100, 0.1, 0.3, 1e-3)
     return (logits.requires_grad_(), target, other, weight, *options, float_loss, False)
 
 
+@pytest.mark.devices("cpu", "cuda")  # the emulated operators make layouts of their own
 @pytest.mark.parametrize("shape", [(7,), (2, 130, 3)])
 @pytest.mark.parametrize("reduction", [0, 1])
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_opcheck(probabilities, reduction, shape):
-    for dtype in (torch.float64, torch.bfloat16):
+def test_opcheck(probabilities, reduction, shape, device):
+    wide = torch.float32 if device.type == "cuda" else torch.float64
+    for dtype in (wide, torch.bfloat16):
         arguments = operator_arguments(
-            shape, probabilities, reduction, dtype, dtype == torch.bfloat16
+            shape, probabilities, reduction, dtype, dtype == torch.bfloat16, device
         )
         torch.library.opcheck(OPS.cross_entropy.default, arguments)
         loss, stats = OPS.cross_entropy(*arguments)
         plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
         torch.library.opcheck(OPS.cross_entropy_with_gradient.default, plain)
-        for grad_lse in (None, torch.ones(rows_of(shape), dtype=stats.dtype)):
+        for grad_lse in (None, stats.new_ones(rows_of(shape))):
             torch.library.opcheck(
                 OPS.cross_entropy_backward.default,
                 (torch.ones_like(loss).detach(), grad_lse, *plain[:4], stats.detach(), *plain[4:9]),
             )
 
 
+@pytest.mark.devices("cpu", "cuda")  # as above
 @pytest.mark.parametrize(
     "layout", ["contiguous", "channels_last", "transposed", "padded", "strided", "swapped"]
 )
-def test_opcheck_of_strides(layout):
-    logits, target, _ = make((2, 5, 3, 4))
+def test_opcheck_of_strides(layout, device):
+    logits, target, _ = make((2, 5, 3, 4), device=device)
     logits = lay_out(logits, layout).requires_grad_()
     arguments = (logits, target, None, None, 1, -100, 0.0, 1.0, 0.0, False, True)
     torch.library.opcheck(OPS.cross_entropy.default, arguments)
