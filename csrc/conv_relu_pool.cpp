@@ -215,46 +215,17 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
                                                            const Ints& geometry, bool need_x,
                                                            bool need_weight, bool need_bias) {
   const ConvReLUPoolParams p = make_params(x, weight, geometry);
-  const auto check_output = [&](const Tensor& t, const char* name) {
-    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type() && t.dim() == 4 &&
-                        t.size(0) == p.N && t.size(1) == p.K && t.size(2) == p.PH &&
-                        t.size(3) == p.PW,
-                    "conv_relu_pool: ", name, " must be [", p.N, ", ", p.K, ", ", p.PH, ", ", p.PW,
-                    "] of the dtype of x");
-  };
-  check_output(grad_y, "grad_y");
-  const bool smooth = p.activation == Activation::kSigmoid || p.activation == Activation::kTanh;
-  const bool reads_y = smooth || (p.pool == Pool::kNone && p.activation != Activation::kNone);
-  STD_TORCH_CHECK(p.activation != Activation::kGELU && p.activation != Activation::kSiLU &&
-                      !(smooth && p.pool == Pool::kAvg),
-                  "conv_relu_pool: no gradient kernel for this activation and pool");
-  if (reads_y) {
-    STD_TORCH_CHECK(y.has_value(), "conv_relu_pool: this gradient needs y");
-    check_output(*y, "y");
-  }
-  const bool reads_codes =
-      p.pool == Pool::kMax || (p.pool == Pool::kAvg && p.activation != Activation::kNone);
-  if (reads_codes) {
-    STD_TORCH_CHECK(codes && codes->is_cpu() && codes->scalar_type() == ScalarType::Byte &&
-                        codes->dim() == 4 && codes->is_contiguous() && codes->size(0) == p.N &&
-                        codes->size(1) == p.PH && codes->size(2) == p.PW && codes->size(3) == p.K,
-                    "conv_relu_pool: this gradient needs the codes of the forward pass");
-  }
-
-  const bool channels_last = answers_channels_last(x, weight);
-  Tensor grad_x =
-      empty(need_x ? Ints{p.N, p.C, p.H, p.W} : Ints{0}, x.scalar_type(), need_x && channels_last);
-  Tensor grad_weight = empty(need_weight ? Ints{p.K, p.C / p.groups, p.R, p.S} : Ints{0},
-                             x.scalar_type(), need_weight && is_channels_last(weight));
-  Tensor grad_bias = empty({need_bias ? p.K : 0}, x.scalar_type());
+  const GradientReads reads = check_gradient(p, x, grad_y, y, codes);
+  auto [grad_x, grad_weight, grad_bias] =
+      empty_gradients(p, x, weight, need_x, need_weight, need_bias, empty);
   cpu::ConvBackwardArgs args{};
   args.params = &p;
   args.dtype = dtype_of(x, "conv_relu_pool", "x");
   args.grad_y = view(grad_y);
-  if (reads_y) args.y = view(*y);
+  if (reads.y) args.y = view(*y);
   args.x = view(x);
   args.weight = view(weight);
-  args.codes = reads_codes ? static_cast<const uint8_t*>(codes->data_ptr()) : nullptr;
+  args.codes = reads.codes ? static_cast<const uint8_t*>(codes->data_ptr()) : nullptr;
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   const int64_t threads = threads_for(p.N * p.PH * work_per_row(p));
 

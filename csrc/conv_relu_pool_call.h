@@ -7,6 +7,8 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "conv_relu_pool.h"
@@ -121,6 +123,57 @@ inline bool answers_channels_last(const ConvReLUPoolParams& p, const Tensor& x,
                                   const Tensor& weight) {
   const bool both = p.activation != Activation::kNone && (p.K == 1 || (p.P == 1 && p.Q == 1));
   return answers_channels_last(x, weight) && !both;
+}
+
+// What the gradient kernels read of a forward pass.
+struct GradientReads {
+  bool y, codes;
+};
+
+inline GradientReads check_gradient(const ConvReLUPoolParams& p, const Tensor& x,
+                                    const Tensor& grad_y, const std::optional<Tensor>& y,
+                                    const std::optional<Tensor>& codes) {
+  const auto check_output = [&](const Tensor& t, const char* name) {
+    STD_TORCH_CHECK(t.device() == x.device() && t.scalar_type() == x.scalar_type() &&
+                        t.dim() == 4 && t.size(0) == p.N && t.size(1) == p.K && t.size(2) == p.PH &&
+                        t.size(3) == p.PW,
+                    "conv_relu_pool: ", name, " must be [", p.N, ", ", p.K, ", ", p.PH, ", ", p.PW,
+                    "] of the dtype of x");
+  };
+  check_output(grad_y, "grad_y");
+  const bool smooth = p.activation == Activation::kSigmoid || p.activation == Activation::kTanh;
+  STD_TORCH_CHECK(p.activation != Activation::kGELU && p.activation != Activation::kSiLU &&
+                      !(smooth && p.pool == Pool::kAvg),
+                  "conv_relu_pool: no gradient kernel for this activation and pool");
+  GradientReads reads;
+  reads.y = smooth || (p.pool == Pool::kNone && p.activation != Activation::kNone);
+  if (reads.y) {
+    STD_TORCH_CHECK(y.has_value(), "conv_relu_pool: this gradient needs y");
+    check_output(*y, "y");
+  }
+  reads.codes = p.pool == Pool::kMax || (p.pool == Pool::kAvg && p.activation != Activation::kNone);
+  if (reads.codes) {
+    STD_TORCH_CHECK(codes && codes->device() == x.device() &&
+                        codes->scalar_type() == ScalarType::Byte && codes->dim() == 4 &&
+                        codes->is_contiguous() && codes->size(0) == p.N && codes->size(1) == p.PH &&
+                        codes->size(2) == p.PW && codes->size(3) == p.K,
+                    "conv_relu_pool: this gradient needs the codes of the forward pass");
+  }
+  return reads;
+}
+
+// The gradients of x, weight and bias in the layouts of stock's, by empty(sizes, dtype,
+// channels_last); without an element what is not needed.
+template <class Empty>
+std::tuple<Tensor, Tensor, Tensor> empty_gradients(const ConvReLUPoolParams& p, const Tensor& x,
+                                                   const Tensor& weight, bool need_x,
+                                                   bool need_weight, bool need_bias,
+                                                   const Empty& empty) {
+  return {empty(need_x ? Ints{p.N, p.C, p.H, p.W} : Ints{0}, x.scalar_type(),
+                need_x && answers_channels_last(x, weight)),
+          empty(need_weight ? Ints{p.K, p.C / p.groups, p.R, p.S} : Ints{0}, x.scalar_type(),
+                need_weight && is_channels_last(weight)),
+          empty(Ints{need_bias ? p.K : 0}, x.scalar_type(), false)};
 }
 
 }  // namespace imgfast
