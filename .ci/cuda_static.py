@@ -28,9 +28,9 @@ INSTRUCTIONS = {
     "cross_entropy_forward_rows_kernel": (LOAD, STORE, EX2),
     "cross_entropy_backward_rows_kernel": (LOAD, STORE, EX2),
     "cross_entropy_staged_kernel": (LOAD, STORE, EX2),
-    "conv_relu_pool_forward_mma_kernel": ("HMMA", "LDSM", "LDGSTS.E.BYPASS.128"),
-    "conv_relu_pool_forward_mma_few_kernel": ("HMMA",),
-    "conv_relu_pool_forward_simt_kernel": ("FFMA",),
+    "conv_mma_kernel": ("HMMA", "LDSM", "LDGSTS.E.BYPASS.128"),
+    "conv_mma_few_kernel": ("HMMA",),
+    "conv_simt_kernel": ("FFMA",),
 }
 
 

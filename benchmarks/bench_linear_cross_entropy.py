@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from opponents import inductor, lineup
 
 import imgfast
-from imgfast.ops import linear_cross_entropy as entry
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops import linear_cross_entropy_tiles as tiles
 from imgfast.ops.cross_entropy_autograd import MEAN
 
@@ -109,7 +109,7 @@ def bench_forward_backward(race, head):
 @torch.no_grad()
 def _products(input, linear_weight, training):
     """X W^T, and for training both gradients; X W^T a second time for what is not kept."""
-    if len(input) * len(linear_weight) <= entry.SMALL:
+    if len(input) * len(linear_weight) <= route.SMALL:
         logits = input @ linear_weight.t()
         return (logits.t() @ input, logits @ linear_weight) if training else logits
     options = tiles.Options(MEAN, -100, 0.0, False, input.dtype, None)

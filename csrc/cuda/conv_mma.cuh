@@ -6,10 +6,12 @@
 // serves all of them. Input whose channels do not lie together (NCHW), or are not whole vectors, is
 // gathered through registers into the same place instead: no copy of x in another layout is made.
 //
-// weight: T [groups * K][R][S][C up to 16 bytes], zeros where there is no channel.
+// weight: T [groups * K][R][S][C up to 16 bytes], zeros where there is no channel. R and S may be
+// 0: sums of nothing.
 #pragma once
 
 #include "cuda/conv_fragment.cuh"
+#include "cuda/conv_source.cuh"
 
 namespace imgfast::cuda {
 
@@ -41,8 +43,8 @@ struct ConvMmaLayout {
   // While a step is multiplied, the input of kStages - 1 further steps may be on its way.
   __host__ __device__ ConvMmaLayout(const ConvShape& s, const ConvTile& t)
       : input_size(t.pixels() * Size::kChunk),
-        buffers(
-            fewer((Size::kStages - 2) / (s.R * s.S) + 2, (s.C + Size::kChunk - 1) / Size::kChunk)),
+        buffers(fewer((Size::kStages - 2) / (s.R * s.S > 0 ? s.R * s.S : 1) + 2,
+                      (s.C + Size::kChunk - 1) / Size::kChunk)),
         weight(carver.take<T>(Size::kStages * Size::kN * Size::kChunk)),
         input(carver.take<T>(static_cast<std::size_t>(buffers) * input_size)) {}
 
@@ -63,14 +65,23 @@ struct ConvStep {
   }
 };
 
-template <class T, int kWarpsN>
+template <class T, int kWarpsN, class Args>
 struct ConvMmaStage {
   using Size = ConvMma<T, kWarpsN>;
-  const ConvForward<T>& a;
+  const Args& a;
   const BlockPlace& place;
 
   // A chunk of the tile's input, zero in the padding and beyond the last channel.
   __device__ __forceinline__ void input(int c0, T* to) const {
+    if constexpr (kReadsGradient<Args>) {
+      stage_gradient_tile<Size::kPieces, Size::kPiece, Size::kThreads>(a, place, c0, to,
+                                                                       Size::offset);
+    } else {
+      plain_input(c0, to);
+    }
+  }
+
+  __device__ __forceinline__ void plain_input(int c0, T* to) const {
     const int pixels = a.tile.pixels(), C = a.shape.C;
     for (int i = static_cast<int>(threadIdx.x); i < pixels * Size::kPieces; i += Size::kThreads) {
       const int pixel = a.vector_x ? i / Size::kPieces : i % pixels;
@@ -113,9 +124,10 @@ struct ConvMmaStage {
   }
 };
 
-template <class T, int kWarpsN, Pooling kPooling>
-__global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
-    conv_relu_pool_forward_mma_kernel(const __grid_constant__ ConvForward<T> a) {
+template <class T, int kWarpsN, Pooling kPooling, class Args>
+__global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads,
+                                  kWarpsHeld<Args> / (ConvMma<T, kWarpsN>::kThreads / 32))
+    conv_mma_kernel(const __grid_constant__ Args a) {
   using Size = ConvMma<T, kWarpsN>;
   constexpr int kStages = Size::kStages, kChunk = Size::kChunk, kPiece = Size::kPiece;
   const ConvShape& s = a.shape;
@@ -123,7 +135,7 @@ __global__ void __launch_bounds__(ConvMma<T, kWarpsN>::kThreads, 8 / kWarpsN)
   const ConvMmaLayout<T, kWarpsN> layout(s, a.tile);
   T* const weight = layout.weight.data();
   T* const input = layout.input.data();
-  const ConvMmaStage<T, kWarpsN> stage{a, place};
+  const ConvMmaStage<T, kWarpsN, Args> stage{a, place};
 
   // The rows that this lane asks ldmatrix for: of positions the matrices are rows 0 to 7 of a
   // fragment, rows 8 to 15, and both 16 bytes further.

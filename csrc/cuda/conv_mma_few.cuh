@@ -47,7 +47,7 @@ __device__ __forceinline__ std::uint32_t gather_pair(const T* from, const Vec<in
 
 template <class T, Pooling kPooling>
 __global__ void __launch_bounds__(ConvMmaFew::kThreads, 4)
-    conv_relu_pool_forward_mma_few_kernel(const __grid_constant__ ConvForward<T> a) {
+    conv_mma_few_kernel(const __grid_constant__ ConvForward<T> a) {
   constexpr int kThreads = ConvMmaFew::kThreads, kN = ConvMmaFew::kN;
   const ConvShape& s = a.shape;
   const BlockPlace place(s, a.tile, kN);

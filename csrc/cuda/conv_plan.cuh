@@ -1,5 +1,5 @@
-// One kernel of conv_relu_pool's forward, given: its tiles, its memory and its launch.
-// conv_forward.cuh chooses it.
+// One kernel of a convolution, given: its tiles, its memory and its launch. conv_forward.cuh and
+// conv_backward_input.cuh choose it.
 #pragma once
 
 #include <algorithm>
@@ -46,39 +46,42 @@ constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 // --- instances -----------------------------------------------------------------------------------
 
 // What planning and launching need to know of a kernel.
-template <int kV, Pooling kPooling>
+template <int kV, Pooling kPooling, class Arguments = ConvForward<float>>
 struct ConvSimtInstance {
   using Element = float;
-  using Layout = ConvSimtLayout<kV>;
+  using Args = Arguments;
+  using Layout = ConvSimtLayout<kV, kReadsGradient<Args>>;
   static constexpr int kM = ConvSimt::kM, kN = ConvSimt::kN, kThreads = ConvSimt::kThreads;
   static constexpr int kChannels = kV;  // multiples of them are packed,
   static constexpr int kVectorX = kV;   // and as many read of x at once
   static constexpr bool kFiltersLast = true;
   static constexpr Pooling kPool = kPooling;
-  static auto kernel() { return &conv_relu_pool_forward_simt_kernel<kV, kPooling>; }
+  static auto kernel() { return &conv_simt_kernel<kV, kPooling, Args>; }
 };
 
-template <class T, int kWarpsN, Pooling kPooling>
+template <class T, int kWarpsN, Pooling kPooling, class Arguments = ConvForward<T>>
 struct ConvMmaInstance {
   using Element = T;
+  using Args = Arguments;
   using Size = ConvMma<T, kWarpsN>;
   using Layout = ConvMmaLayout<T, kWarpsN>;
   static constexpr int kM = Size::kM, kN = Size::kN, kThreads = Size::kThreads;
   static constexpr int kChannels = Size::kPiece, kVectorX = Size::kPiece;
   static constexpr bool kFiltersLast = false;
   static constexpr Pooling kPool = kPooling;
-  static auto kernel() { return &conv_relu_pool_forward_mma_kernel<T, kWarpsN, kPooling>; }
+  static auto kernel() { return &conv_mma_kernel<T, kWarpsN, kPooling, Args>; }
 };
 
 template <class T, Pooling kPooling>
 struct ConvMmaFewInstance {
   using Element = T;
+  using Args = ConvForward<T>;
   using Layout = ConvMmaFewLayout<T>;
   static constexpr int kM = ConvMmaFew::kM, kN = ConvMmaFew::kN, kThreads = ConvMmaFew::kThreads;
   static constexpr int kChannels = 1, kVectorX = 1;
   static constexpr bool kFiltersLast = false;
   static constexpr Pooling kPool = kPooling;
-  static auto kernel() { return &conv_relu_pool_forward_mma_few_kernel<T, kPooling>; }
+  static auto kernel() { return &conv_mma_few_kernel<T, kPooling>; }
 };
 
 // --- planning ------------------------------------------------------------------------------------
@@ -186,32 +189,40 @@ inline bool conv_vectors(const void* data, const std::int64_t (&stride)[4], std:
   return whole && reinterpret_cast<std::uintptr_t>(data) % (elements * element_bytes) == 0;
 }
 
-// How a kernel's weights come from a tensor of these strides.
+// Strides of weights as a kernel takes them: of groups, filters, taps, and the channels that are
+// added up.
+struct ConvWeightStrides {
+  std::int64_t group, filter, r, s, channel;
+};
+
+// How a kernel's weights come from memory of these strides.
 template <class Instance>
-ConvPacking conv_packing(const ConvShape& s, const std::int64_t (&stride)[4]) {
+ConvPacking conv_packing(const ConvShape& s, const ConvWeightStrides& stride) {
   const std::int64_t C = conv_ceil_div(s.C, Instance::kChannels) * Instance::kChannels;
   if constexpr (Instance::kFiltersLast) {
     const std::int64_t K = conv_ceil_div(s.K, Instance::kN) * Instance::kN;
     return {{s.groups, s.R, s.S, C, K},
-            {s.K * stride[0], stride[2], stride[3], stride[1], stride[0]},
+            {stride.group, stride.r, stride.s, stride.channel, stride.filter},
             s.C,
             s.K};
   } else {
-    const std::int64_t filters = static_cast<std::int64_t>(s.groups) * s.K;
-    return {{1, filters, s.R, s.S, C}, {0, stride[0], stride[2], stride[3], stride[1]}, s.S, s.C};
+    return {{s.groups, s.K, s.R, s.S, C},
+            {stride.group, stride.filter, stride.r, stride.s, stride.channel},
+            s.S,
+            s.C};
   }
 }
 
-// Whether the tensor is laid out as packing would lay it out.
+// Whether weights are laid out as packing would lay them out.
 template <class Instance>
-bool is_packed(const ConvForwardCall& call, const ConvPacking& packing) {
+bool is_packed(const void* weight, const ConvPacking& packing) {
   if (Instance::kFiltersLast || packing.valid4 != packing.size[4]) return false;
   std::int64_t next = 1;
-  for (int d = ConvPacking::kDims - 1; d >= 1; d--) {
+  for (int d = ConvPacking::kDims - 1; d >= 0; d--) {
     if (packing.size[d] > 1 && packing.stride[d] != next) return false;
     next *= packing.size[d];
   }
-  return reinterpret_cast<std::uintptr_t>(call.weight) % 16 == 0;
+  return reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
 }
 
 inline Pooling pooling_of(const ConvReLUPoolParams& p) {
@@ -219,69 +230,89 @@ inline Pooling pooling_of(const ConvReLUPoolParams& p) {
   return whole_2x2_windows(p) ? Pooling::kQuad : Pooling::kWindow;
 }
 
-// The plan of a kernel, of which Instance is the one for this call's dtype and pool.
+// Tiles for plan.shape, of input that lies as channels_together says. False if none fits.
 template <class Instance>
-ConvForwardPlan plan_instance(const ConvForwardCall& call, ConvKernel kernel) {
+bool plan_tiles(ConvForwardPlan& plan, bool channels_together) {
   using Element = typename Instance::Element;
   using Epilogue = EpilogueLayout<Instance::kPool, Instance::kM, Instance::kN>;
   constexpr std::size_t kEpilogueBytes = Epilogue().carver.bytes;
-  ConvForwardPlan plan;
-  plan.kernel = kernel;
-  plan.pooling = Instance::kPool;
-  if (!make_shape(*call.params, plan.shape)) return {};
   const ConvShape& s = plan.shape;
   const auto bytes = [&](const ConvTile& t) {
     return std::max(typename Instance::Layout(s, t).carver.bytes, kEpilogueBytes);
   };
   // Where channels lie apart a row is read in sectors of 32 bytes, which its ends do not fill.
-  const int row_cost = call.x_stride[1] == 1 ? 0 : 32 / static_cast<int>(sizeof(Element));
+  const int row_cost = channels_together ? 0 : 32 / static_cast<int>(sizeof(Element));
   const auto fits = [&](const ConvTile& t) { return bytes(t) <= kMostSharedBytes; };
   plan.tile = choose_tile(s, Instance::kM, row_cost, fits);
-  if (plan.tile.images == 0) return {};
+  if (plan.tile.images == 0) return false;
   plan.shared_bytes = bytes(plan.tile);
   plan.blocks = conv_ceil_div(s.K, Instance::kN) * s.groups * conv_ceil_div(s.N, plan.tile.images) *
                 plan.tile.tiles_h * plan.tile.tiles_w;
-  if (plan.blocks > kMostBlocks) return {};
-  plan.packing = conv_packing<Instance>(s, call.weight_stride);
-  if (!is_packed<Instance>(call, plan.packing)) {
-    plan.workspace_bytes = plan.packing.count() * static_cast<std::int64_t>(sizeof(Element));
+  return plan.blocks <= kMostBlocks;
+}
+
+// The plan of a kernel, of which Instance is the one for this call's dtype and pool.
+template <class Instance>
+ConvForwardPlan plan_instance(const ConvForwardCall& call, ConvKernel kernel) {
+  ConvForwardPlan plan;
+  plan.kernel = kernel;
+  plan.pooling = Instance::kPool;
+  if (!make_shape(*call.params, plan.shape)) return {};
+  if (!plan_tiles<Instance>(plan, call.x_stride[1] == 1)) return {};
+  const std::int64_t (&stride)[4] = call.weight_stride;
+  plan.packing = conv_packing<Instance>(
+      plan.shape, {plan.shape.K * stride[0], stride[0], stride[2], stride[3], stride[1]});
+  if (!is_packed<Instance>(call.weight, plan.packing)) {
+    plan.workspace_bytes =
+        plan.packing.count() * static_cast<std::int64_t>(sizeof(typename Instance::Element));
   }
   return plan;
 }
 
 // --- launch --------------------------------------------------------------------------------------
 
+template <class T>
+cudaError_t launch_packing(const ConvPacking& packing, const void* from, void* to,
+                           cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  if (packing.count() == 0) return cudaSuccess;
+  const std::int64_t blocks = std::min(conv_ceil_div(packing.count(), kThreads), kMostBlocks);
+  return launch(conv_pack_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
+                static_cast<const T*>(from), static_cast<T*>(to), packing);
+}
+
+// Of arguments that are complete but for shape, tile and what follows from them.
+template <class Instance>
+cudaError_t launch_tiles(const ConvForwardPlan& plan, typename Instance::Args& a,
+                         cudaStream_t stream) {
+  using T = typename Instance::Element;
+  using Writer = Epilogue<T, Instance::kPool, Instance::kM, Instance::kN, Instance::kThreads>;
+  a.vector_y = conv_vectors(a.y, a.y_stride, plan.shape.K, Writer::kVector, sizeof(T));
+  a.shape = plan.shape;
+  a.tile = plan.tile;
+  return launch(Instance::kernel(), dim3(static_cast<unsigned>(plan.blocks)),
+                dim3(Instance::kThreads), plan.shared_bytes, stream, a);
+}
+
 template <class Instance>
 cudaError_t launch_instance(const ConvForwardCall& call, const ConvForwardPlan& plan,
                             cudaStream_t stream) {
   using T = typename Instance::Element;
-  const void* weight = call.weight;
+  typename Instance::Args a{};
+  a.weight = call.weight;
   if (plan.workspace_bytes > 0) {
-    constexpr int kPackThreads = 256;
-    const std::int64_t blocks = conv_ceil_div(plan.packing.count(), kPackThreads);
-    const auto grid = static_cast<unsigned>(std::min(blocks, kMostBlocks));
-    const cudaError_t error =
-        launch(conv_pack_kernel<T>, dim3(grid), dim3(kPackThreads), 0, stream,
-               static_cast<const T*>(call.weight), static_cast<T*>(call.workspace), plan.packing);
+    const cudaError_t error = launch_packing<T>(plan.packing, call.weight, call.workspace, stream);
     if (error != cudaSuccess) return error;
-    weight = call.workspace;
+    a.weight = call.workspace;
   }
-  const ConvShape& s = plan.shape;
-  using Writer = Epilogue<T, Instance::kPool, Instance::kM, Instance::kN, Instance::kThreads>;
-  ConvForward<T> a{};
   a.x = static_cast<const T*>(call.x);
-  a.weight = weight;
   a.bias = static_cast<const T*>(call.bias);
   a.y = static_cast<T*>(call.y);
   std::copy_n(call.x_stride, 4, a.x_stride);
   std::copy_n(call.y_stride, 4, a.y_stride);
   a.codes = call.codes;
-  a.vector_x = conv_vectors(call.x, call.x_stride, s.C, Instance::kVectorX, sizeof(T));
-  a.vector_y = conv_vectors(call.y, call.y_stride, s.K, Writer::kVector, sizeof(T));
-  a.shape = s;
-  a.tile = plan.tile;
-  return launch(Instance::kernel(), dim3(static_cast<unsigned>(plan.blocks)),
-                dim3(Instance::kThreads), plan.shared_bytes, stream, a);
+  a.vector_x = conv_vectors(call.x, call.x_stride, plan.shape.C, Instance::kVectorX, sizeof(T));
+  return launch_tiles<Instance>(plan, a, stream);
 }
 
 }  // namespace imgfast::cuda

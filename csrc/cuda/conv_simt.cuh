@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/conv_epilogue.cuh"
+#include "cuda/conv_source.cuh"
 #include "cuda/ptx.cuh"
 
 namespace imgfast::cuda {
@@ -21,8 +22,9 @@ struct ConvSimt {
   static constexpr int kChunk = 16;                 // channels that are staged together
 };
 
-// The shared memory of the main loop, under which lies the epilogue's.
-template <int kV>
+// The shared memory of the main loop, under which lies the epilogue's. Of a gradient whole chunks
+// are staged.
+template <int kV, bool kWhole = false>
 struct ConvSimtLayout {
   int channels, pitch;  // of a staged pixel
   SharedCarver carver;
@@ -30,7 +32,9 @@ struct ConvSimtLayout {
 
   // The pitch of four extra floats lets eight neighbouring pixels meet no bank twice.
   __host__ __device__ ConvSimtLayout(const ConvShape& s, const ConvTile& t)
-      : channels(kV == 1 ? s.C : (min_of(s.C, ConvSimt::kChunk) + kV - 1) / kV * kV),
+      : channels(kV == 1  ? s.C
+                 : kWhole ? ConvSimt::kChunk
+                          : (min_of(s.C, ConvSimt::kChunk) + kV - 1) / kV * kV),
         pitch(kV == 1 ? channels : channels + 4),
         input(carver.take<float>(static_cast<std::size_t>(t.pixels()) * pitch)),
         weight(carver.take<float>(static_cast<std::size_t>(s.S) * channels * ConvSimt::kN)) {}
@@ -67,16 +71,16 @@ __device__ __forceinline__ void stage_input(const ConvForward<float>& a, const B
   }
 }
 
-template <int kV, Pooling kPooling>
+template <int kV, Pooling kPooling, class Args>
 __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
-    conv_relu_pool_forward_simt_kernel(const __grid_constant__ ConvForward<float> a) {
+    conv_simt_kernel(const __grid_constant__ Args a) {
   constexpr int kM = ConvSimt::kM, kN = ConvSimt::kN;
   constexpr int kThreadM = ConvSimt::kThreadM;
   constexpr int kVectors = ConvSimt::kVectors, kVectorN = ConvSimt::kVectorN;
   const ConvShape& s = a.shape;
   const ConvTile& tile = a.tile;
   const BlockPlace place(s, tile, kN);
-  const ConvSimtLayout<kV> layout(s, tile);
+  const ConvSimtLayout<kV, kReadsGradient<Args>> layout(s, tile);
   float* input = layout.input.data();
   float* weight = layout.weight.data();
 
@@ -96,7 +100,15 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
     const int channels = min(layout.channels, C - c0);
     for (int r = 0; r < s.R; r++) {
       // Load: the input once a chunk, the weights [S][channels][kN] of one row of taps.
-      if (r == 0) stage_input<kV>(a, place, c0, channels, layout.pitch, input);
+      if (r == 0) {
+        if constexpr (kReadsGradient<Args>) {
+          stage_gradient_tile<ConvSimt::kChunk / kV, kV, ConvSimt::kThreads>(
+              a, place, c0, input,
+              [&](int pixel, int piece) { return pixel * layout.pitch + piece * kV; });
+        } else {
+          stage_input<kV>(a, place, c0, channels, layout.pitch, input);
+        }
+      }
       const float* row = static_cast<const float*>(a.weight) +
                          (static_cast<std::int64_t>(place.group) * s.R + r) * s.S * C * K +
                          static_cast<std::int64_t>(c0) * K + place.k0;

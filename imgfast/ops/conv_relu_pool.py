@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 import imgfast
+from imgfast.ops import autocast, timing
 from imgfast.ops import conv_relu_pool_autograd as autograd
-from imgfast.ops import timing
 from imgfast.ops.conv_relu_pool_route import Route, Spec, candidates, choose, spec_of
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
@@ -81,6 +81,9 @@ def conv_relu_pool(
           square, and on any data below 5e-6 of a picture's largest sum of ``|x| |weight|``. Of
           values that are equal but for rounding, any may be the maximum. An infinity or NaN reaches
           the outputs beside it, within 6 dilations of its row and column, that share its tile.
+        - On CUDA each new configuration is timed as under ``imgfast.benchmark``; what may not be
+          timed is stock's until it has been. float32 factors are rounded to tf32 where
+          ``torch.backends.cudnn`` allows it.
         - ``imgfast.benchmark = True``, like ``torch.backends.cudnn.benchmark``: for each new
           configuration (shapes, strides, dtype, required gradients, threads) the routes of
           ``"auto"`` that fit are timed on the very tensors, with the gradients that are required,
@@ -89,8 +92,9 @@ def conv_relu_pool(
           ``torch.use_deterministic_algorithms``.
         - Deterministic: the same bits for the same arguments and number of threads; with
           ``imgfast.benchmark`` within one process, as another one may time another route fastest.
-        - Configurations without a kernel, other devices, ``torch.func`` transforms and forward-mode
-          derivatives run the stock composition; :func:`imgfast.dispatch_info` tells which and why.
+        - Configurations without a kernel, float64 on CUDA, other devices, ``torch.func`` transforms
+          and forward-mode derivatives run the stock composition; :func:`imgfast.dispatch_info`
+          tells which and why.
 
     Source:
         Fusing a pool into the convolution's epilogue follows from ``max`` commuting with monotone
@@ -113,7 +117,7 @@ def conv_relu_pool(
         count_include_pad,
         algorithm,
     )
-    if torch.is_autocast_enabled("cpu") and x.is_cpu:
+    if autocast.is_active(x):
         x, weight, bias = _autocast(x, weight, bias)
     if torch.compiler.is_compiling():
         plan = _plan(x, weight, bias, arguments)
@@ -125,23 +129,23 @@ def conv_relu_pool(
 def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     """Which route :func:`conv_relu_pool` takes for these very arguments, and why.
 
-    Under ``imgfast.benchmark`` it times the routes where that has not been done yet, as the answer
-    depends on it; ``reason`` then tells what each took, with the gradients that are required;
-    ``mixed`` is the fixed rule's mixture of passes with and without Winograd's algorithm.
+    Under ``imgfast.benchmark``, and on CUDA, it times the routes where that has not been done yet,
+    as the answer depends on it; ``reason`` then tells what each took, with the gradients that are
+    required; ``mixed`` is the fixed rule's mixture of passes with and without Winograd's algorithm.
 
     Returns:
         A named tuple: ``name``, ``"direct"``, ``"winograd"`` or ``"stock"``; ``isa``, the kernel's
-        instruction set (``"avx512"``, ``"avx2"``, ``"generic"``) or None; ``reason``, a sentence;
-        ``needs_grad``, ``saves_codes``, ``saves_y``, what a backward pass makes it keep;
+        instruction set (``"avx512"``, ``"avx2"``, ``"generic"``, ``"cuda"``) or None; ``reason``, a
+        sentence; ``needs_grad``, ``saves_codes``, ``saves_y``, what a backward pass makes it keep;
         ``winograd``, flags of the passes that run by Winograd's algorithm.
 
     Raises:
         As :func:`conv_relu_pool` for unknown names.
     """
     arguments = _bind(*args, **kwargs)
-    if torch.is_autocast_enabled("cpu") and x.is_cpu:
+    if autocast.is_active(x):
         x, weight, bias = _autocast(x, weight, bias)
-    if imgfast.benchmark and not torch.compiler.is_compiling():
+    if (imgfast.benchmark or x.is_cuda) and not torch.compiler.is_compiling():
         return _remembered_plan(x, weight, bias, arguments).route
     return _plan(x, weight, bias, arguments).route
 
@@ -165,24 +169,25 @@ def _remembered_plan(x, weight, bias, arguments) -> Plan:
         x.shape,
         x.dtype,
         x.layout,
-        x.is_cpu,
+        x.device,
         type(x),
         weight.shape,
         weight.dtype,
-        weight.is_cpu,
+        weight.device,
         type(weight),
         bias is None,
         needs_grad,
         _transformed(),
         arguments,
     )
-    timed = imgfast.benchmark and timing.possible(x, weight)
-    if timed:  # what speed depends on beside
+    timed = (imgfast.benchmark or x.is_cuda) and timing.possible(x, weight)
+    if timed or x.is_cuda:  # what speed depends on beside
         key += (
             x.stride(),
             weight.stride(),
             torch.get_num_threads(),
             needs_grad and tuple(t is not None and t.requires_grad for t in (x, weight, bias)),
+            x.is_cuda and _allows_tf32(),
         )
     try:
         plan = _plans.get(key)
@@ -192,6 +197,8 @@ def _remembered_plan(x, weight, bias, arguments) -> Plan:
         return _remembered_plan(x, weight, bias, spec_of(*arguments))
     if plan is None:
         plan = _plan(x, weight, bias, arguments, timed)
+        if x.is_cuda and not timed:
+            return plan  # a rule's, until a clock may decide
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -222,8 +229,10 @@ def _plan(x, weight, bias, arguments, timed=False) -> Plan:
 
 
 def _plan_of(spec, weight, route) -> Plan:
-    stock = route.name == "stock"
-    return Plan(spec, None if stock else spec.geometry(weight.shape, route.winograd), route)
+    if route.name == "stock":
+        return Plan(spec, None, route)
+    tf32 = weight.is_cuda and _allows_tf32()
+    return Plan(spec, spec.geometry(weight.shape, route.winograd, tf32), route)
 
 
 def _fastest(plans, x, weight, bias) -> Plan:
@@ -235,6 +244,14 @@ def _fastest(plans, x, weight, bias) -> Plan:
     if plan.route.name != "stock":
         told += f"; {plan.route.reason}"
     return plan._replace(route=plan.route._replace(reason=told))
+
+
+def _allows_tf32() -> bool:
+    """Whether torch lets convolutions on CUDA round float32 factors to tf32."""
+    conv = getattr(torch.backends.cudnn, "conv", None)  # from torch 2.9 on
+    if conv is None:
+        return torch.backends.cudnn.allow_tf32
+    return conv.fp32_precision == "tf32"
 
 
 def _needs_grad(x, weight, bias) -> bool:
@@ -252,7 +269,7 @@ def _transformed() -> bool:
 
 def _autocast(x, weight, bias):
     """conv2d is on autocast's list of lower precision; float64 stays, as there."""
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(t):
         eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64

@@ -12,6 +12,10 @@ from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
 POOLS = ("none", "max", "avg")  # in the order of csrc/conv_relu_pool.h, as are ACTIVATIONS
 ALGORITHMS = ("auto", "direct", "winograd", "stock")
 KERNELS = ("direct", "winograd")
+_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key(
+    "imgfast::conv_relu_pool_backward", "CUDA"
+)
+DEVICES = ("cpu", "cuda") if _HAS_CUDA else ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/conv_relu_pool.h
 MAX_AVG_WINDOW = 8  # and of an average pool
@@ -179,19 +183,19 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
     )
     obstacle = (
         obstacle
-        or _no_tensors(plain, device, dtype)
+        or _no_tensors(spec, plain, device, dtype)
         or _no_shapes(spec, x_shape, weight_shape, bias_shape)
         or (_no_gradient(spec, x_shape, weight_shape) if needs_grad else None)
     )
     if obstacle is None and spec.algorithm == "auto":
-        obstacle = _slower(spec, dtype, x_shape, weight_shape, needs_grad)
+        obstacle = _slower(spec, device, dtype, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd":
         obstacle = _no_winograd(spec, dtype, weight_shape)
     if obstacle is None:
         winograd = Winograd(0)
-        if spec.algorithm != "direct":
+        if spec.algorithm != "direct" and device == "cpu":
             winograd = _winograd(spec, dtype, x_shape, weight_shape, needs_grad)
-        isa = _isa()
+        isa = _isa() if device == "cpu" else device
         return Route(
             "winograd" if Winograd.FORWARD in winograd else "direct",
             isa,
@@ -241,11 +245,15 @@ def needs_y(spec) -> bool:
     return smooth or (spec.pool == "none" and spec.activation != "none")
 
 
-def _no_tensors(plain, device, dtype) -> str | None:
+def _no_tensors(spec, plain, device, dtype) -> str | None:
     if not plain:
         return "a tensor is sparse, or of a subclass"
-    if device != "cpu":
+    if device not in DEVICES:
         return f"no kernel for device {device}"
+    if device == "cuda" and dtype is torch.float64:
+        return "no kernel for float64 on CUDA"
+    if device == "cuda" and spec.algorithm == "winograd":
+        return "Winograd's algorithm runs on the CPU only"
     if dtype not in DTYPES:
         return "the tensors differ in dtype" if dtype is None else f"no kernel for {dtype}"
     return None
@@ -325,8 +333,10 @@ def _no_gradient(spec, x_shape, weight_shape) -> str | None:
     return None
 
 
-def _slower(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
-    """Where stock has been measured faster."""
+def _slower(spec, device, dtype, x_shape, weight_shape, needs_grad) -> str | None:
+    """Where stock has been measured faster, or nothing has been measured."""
+    if device == "cuda":
+        return "not timed on this device yet"
     if dtype is torch.bfloat16 and _has_matrix_units() and not _stock_crashes(spec, dtype):
         return "stock is faster in bfloat16 on processors with matrix units"
     filters, channels = weight_shape[0] // spec.groups, weight_shape[1]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.compiler import is_compiling
 
+from imgfast.ops import autocast
 from imgfast.ops import cross_entropy_autograd as autograd
 from imgfast.ops import cross_entropy_route as route
 from imgfast.ops import cross_entropy_stock as stock
@@ -111,7 +112,7 @@ def cross_entropy(
         label_smoothing,
         lam,
         z_loss,
-        plain and torch.is_autocast_enabled("cuda" if input.is_cuda else "cpu"),
+        plain and autocast.is_active(input),
         return_correct,
     )
     if plain and options and options.float_loss and len(targets) == 1:

@@ -1,9 +1,7 @@
 """Which calls of cross_entropy the kernels take: their arguments must be right, and theirs. All
 others are torch's, mistakes above all, which it answers for.
 
-On the CPU a kernel always runs where there is one. On CUDA, where nobody has measured yet, the
-first call of each kind is timed beside stock's, and the faster one is remembered; a call that may
-not be timed (graph capture, deterministic algorithms, torch.compile) is stock's until then.
+On the CPU a kernel always runs where there is one; on CUDA as cuda_route.py says.
 """
 
 import functools
@@ -13,7 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from imgfast.ops import cross_entropy_autograd as autograd
-from imgfast.ops import timing
+from imgfast.ops import cuda_route
 from imgfast.ops.cross_entropy_stock import class_dim
 
 REDUCTIONS = {"none": autograd.NONE, "mean": autograd.MEAN, "sum": autograd.SUM}
@@ -23,7 +21,6 @@ PLAIN = {torch.Tensor, torch.nn.Parameter}
 _STRIDED = torch.strided
 _in_functorch = torch._C._are_functorch_transforms_active
 _MAX_CLASSES = 2**24  # and the largest ignore_index, as in csrc/cross_entropy.h
-_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("imgfast::cross_entropy", "CUDA")
 
 
 def are_options_right(reduction, ignore_index, label_smoothing):
@@ -61,7 +58,7 @@ def has_kernel(input, targets, weight, options):
     dim = len(shape)
     on_cpu = input.is_cpu
     if not (
-        (on_cpu or (_HAS_CUDA and input.is_cuda and dtype != torch.float64))
+        (on_cpu or (cuda_route.HAS_KERNELS and input.is_cuda and dtype != torch.float64))
         and dtype in DTYPES
         and dim > 0
         and input.numel() > 0
@@ -114,17 +111,14 @@ def autocast(input, target):
     return input, target
 
 
-_wins = {}  # whether the kernel is the faster one, by kind of call
-
-
 def kernel_wins(input, targets, weight, options, return_lse, run_kernel, run_stock):
     """Which of the two is to run on CUDA, of functions of ``input, targets, weight``. Calls of as
     many rows, but for a factor of 2, are of one kind."""
     tensors = (input, weight, *targets)
     dim = class_dim(input)
     rows = input.numel() // input.shape[dim]
-    needs_grad = torch.is_grad_enabled() and [t is not None and t.requires_grad for t in tensors]
     kind = (
+        "cross_entropy",
         input.device,
         input.dtype,
         input.shape[dim:],
@@ -135,17 +129,12 @@ def kernel_wins(input, targets, weight, options, return_lse, run_kernel, run_sto
         weight is None,
         options._replace(ignore_index=0, lam=0.0),
         return_lse,
-        needs_grad and tuple(needs_grad),
+        cuda_route.needs_grad(tensors),
     )
-    wins = _wins.get(kind)
-    if wins is None and timing.possible(*(t for t in tensors if t is not None)):
 
-        def loss_of(run, input, weight, *targets):
-            results = run(input, targets, weight)
-            return results[0] if isinstance(results, tuple) else results
+    def loss_of(run, input, weight, *targets):
+        results = run(input, targets, weight)
+        return results[0] if isinstance(results, tuple) else results
 
-        seconds = timing.times(
-            {"imgfast": partial(loss_of, run_kernel), "stock": partial(loss_of, run_stock)}, tensors
-        )
-        wins = _wins[kind] = next(iter(seconds)) == "imgfast"
-    return bool(wins)
+    runs = (partial(loss_of, run) for run in (run_kernel, run_stock))
+    return cuda_route.kernel_wins(kind, *runs, tensors)

@@ -1,14 +1,15 @@
 """linear_cross_entropy: a linear layer and cross_entropy as one operator."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from imgfast.ops import linear_cross_entropy_autograd as autograd
-from imgfast.ops import linear_cross_entropy_tiles as tiles
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops.cross_entropy import cross_entropy
-from imgfast.ops.cross_entropy_route import DTYPES, HALVES, PLAIN, REDUCTIONS, are_options_right
 
-SMALL = 1 << 20  # logits up to which the composition is faster
+_NO_CLASS = -100  # what torch takes an ignore_index of None for
 
 
 def linear_cross_entropy(
@@ -62,6 +63,10 @@ def linear_cross_entropy(
           softmax, loss, and sums over tiles are float32. Under autocast weights are cast a tile at
           a time.
         - Deterministic: the same bits for the same arguments on the same number of threads.
+        - On CUDA, calls of each kind of up to 1 GB of logits are timed once beside torch's
+          function, and the faster of the two runs from then on; larger ones never hold them. What
+          may not be timed, and torch.compile, run torch's. A target that is no class ends in an
+          assertion of the device, as in torch.
         - Small heads, those with ``[D]`` or ``[C, d1, ..., D]``, and probability targets or class
           weights that require grad, run as the composition, and so do second derivatives. Other
           devices and tensor subclasses, ``torch.func`` transforms and forward-mode derivatives run
@@ -73,26 +78,50 @@ def linear_cross_entropy(
         M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (2018);
         E. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024).
     """
-    options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+    tensors = (input, linear_weight, linear_bias, target, weight)
     compiling = torch.compiler.is_compiling()
-    plain = compiling or is_plain(input, linear_weight, target, linear_bias, weight)
-    if not plain or not _has_right_shapes(input, linear_weight, target, linear_bias, ignore_index):
-        return _stock(input, linear_weight, target, linear_bias, ignore_index, options)
-    if ignore_index is None:
-        ignore_index = -100
-    chosen = None
-    if not is_small(target, linear_weight):
-        chosen = tile_options(
-            input, linear_weight, linear_bias, target, ignore_index=ignore_index, **options
-        )
-    if chosen is None:
-        logits = F.linear(input, linear_weight, linear_bias)
-        return cross_entropy(logits, target, ignore_index=ignore_index, **options)
-    call = autograd.call_operator if compiling else autograd.run
-    return call(input, linear_weight, linear_bias, target, weight, chosen)
+    plain = compiling or route.is_plain(*tensors)
+    if not plain or not route.has_right_shapes(*tensors[:4], ignore_index):
+        return _stock(*tensors, reduction, ignore_index, label_smoothing)
+    if route.is_small(target, linear_weight):
+        return _composition(*tensors, reduction, ignore_index, label_smoothing)
+    options = route.tile_options(
+        *tensors,
+        reduction=reduction,
+        ignore_index=_NO_CLASS if ignore_index is None else ignore_index,
+        label_smoothing=label_smoothing,
+    )
+    if options is None:
+        return _composition(*tensors, reduction, ignore_index, label_smoothing)
+    if input.is_cpu:
+        call = autograd.call_operator if compiling else autograd.run
+        return call(*tensors, options)
+    run_kernel = partial(autograd.run, options=options)
+    run_stock = partial(
+        _stock, reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
+    if not compiling and route.kernel_wins(*tensors, options, run_kernel, run_stock):
+        return run_kernel(*tensors)
+    return run_stock(*tensors)
 
 
-def _stock(input, linear_weight, target, linear_bias, ignore_index, options):
+def _composition(
+    input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing
+):
+    """Of torch's linear layer and our loss."""
+    return cross_entropy(
+        F.linear(input, linear_weight, linear_bias),
+        target,
+        weight,
+        ignore_index=_NO_CLASS if ignore_index is None else ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
+def _stock(
+    input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing
+):
     """torch's own function; it is missing from older versions."""
     function = getattr(F, "linear_cross_entropy", None)
     if function is not None:
@@ -101,106 +130,18 @@ def _stock(input, linear_weight, target, linear_bias, ignore_index, options):
             linear_weight,
             target,
             linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
             ignore_index=ignore_index,
-            **options,
+            label_smoothing=label_smoothing,
         )
     bias = None if linear_bias is None else linear_bias.flatten()
     logits = F.linear(input, linear_weight.flatten(0, -2), bias)
     return F.cross_entropy(
         logits.unflatten(-1, linear_weight.shape[:-1]),
         target,
-        ignore_index=-100 if ignore_index is None else ignore_index,
-        **options,
-    )
-
-
-def is_small(target, linear_weight):
-    """Whether the composition is faster: a tile's worth of logits, or under torch.compile as many
-    as would be kept."""
-    logits = target.shape[0] * linear_weight.shape[0]
-    if torch.compiler.is_compiling():
-        return logits * linear_weight.dtype.itemsize <= tiles.KEPT_BYTES
-    return logits <= SMALL
-
-
-def tile_options(
-    input,
-    linear_weight,
-    linear_bias,
-    target,
-    *,
-    weight,
-    reduction,
-    ignore_index,
-    label_smoothing,
-    margin=None,
-):
-    """The :class:`tiles.Options` of a call whose shapes are right; or None if it should run as a
-    composition, which answers for mistakes, too."""
-    float_loss = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if float_loss else input.dtype
-
-    def fits(t):
-        """Of the products' dtype, or autocast gives it that."""
-        return t.is_cpu and (
-            t.dtype == dtype or (float_loss and (t.dtype in HALVES or t.dtype == torch.float32))
-        )
-
-    if not (
-        dtype in DTYPES
-        and fits(input)
-        and fits(linear_weight)
-        and (linear_bias is None or fits(linear_bias))
-        and target.is_cpu
-        and (
-            target.dtype == torch.int64
-            or (target.dim() == 2 and fits(target) and not target.requires_grad)
-        )
-        and are_options_right(reduction, ignore_index, label_smoothing)
-    ):
-        return None
-    if weight is not None and not (
-        fits(weight) and weight.shape == linear_weight.shape[:1] and not weight.requires_grad
-    ):
-        return None
-    return tiles.Options(
-        REDUCTIONS[reduction],
-        ignore_index,
-        label_smoothing if label_smoothing > 0 else 0.0,
-        float_loss,
-        dtype,
-        margin,
-    )
-
-
-def _has_right_shapes(input, linear_weight, target, linear_bias, ignore_index):
-    """Of a linear layer, and rows with class or probability targets."""
-    shape, weight_shape, target_shape = input.shape, linear_weight.shape, target.shape
-    return (
-        len(shape) == 2
-        and len(weight_shape) == 2
-        and shape[1] == weight_shape[1]
-        and (linear_bias is None or linear_bias.shape == weight_shape[:1])
-        and (
-            target_shape == shape[:1]
-            or (
-                target_shape == (shape[0], weight_shape[0])
-                and ignore_index is None
-                and target.is_floating_point()
-            )
-        )
-    )
-
-
-def is_plain(input, linear_weight, target, linear_bias, weight):
-    """Tensors and no subclass, and nobody watching who sees through torch's own operators only."""
-    return (
-        type(input) in PLAIN
-        and type(linear_weight) in PLAIN
-        and type(target) in PLAIN
-        and (linear_bias is None or type(linear_bias) in PLAIN)
-        and (weight is None or type(weight) in PLAIN)
-        and input.layout is linear_weight.layout is torch.strided
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        weight,
+        reduction=reduction,
+        ignore_index=_NO_CLASS if ignore_index is None else ignore_index,
+        label_smoothing=label_smoothing,
     )

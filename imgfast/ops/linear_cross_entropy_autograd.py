@@ -9,6 +9,7 @@ logits again. The algorithm is in linear_cross_entropy_tiles.py.
 import torch
 import torch.nn.functional as F
 
+from imgfast.ops import autocast
 from imgfast.ops import linear_cross_entropy_tiles as tiles
 from imgfast.ops.cross_entropy_autograd import NONE
 from imgfast.ops.margins import Margin, margin_logits
@@ -102,7 +103,7 @@ def loss_reference(input, linear_weight, linear_bias, target, weight, options):
     )
 
 
-@torch.autocast("cpu", enabled=False)
+@autocast.without
 def gradient_reference(
     grad_loss, input, linear_weight, linear_bias, target, weight, options, needs
 ):
@@ -144,7 +145,7 @@ def _options(*flat):
 @torch.library.custom_op(
     "imgfast::linear_cross_entropy",
     mutates_args=(),
-    device_types="cpu",
+    device_types=("cpu", "cuda"),
     schema="(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
     f"Tensor? weight, {_OPTIONS_SCHEMA}) -> (Tensor loss, Tensor stats)",
 )
@@ -158,7 +159,7 @@ def _forward(input, linear_weight, linear_bias, target, weight, *options):
 @torch.library.custom_op(
     "imgfast::linear_cross_entropy_backward",
     mutates_args=(),
-    device_types="cpu",
+    device_types=("cpu", "cuda"),
     schema="(Tensor grad_loss, Tensor input, Tensor linear_weight, Tensor? linear_bias, "
     f"Tensor target, Tensor? weight, Tensor stats, {_OPTIONS_SCHEMA}, "
     "bool need_input, bool need_weight, bool need_bias) -> "

@@ -2,7 +2,8 @@
 
 A tile is a block of rows by a chunk of classes. The matrix products are torch's; what happens to a
 tile's logits while they are in the cache is one kernel on the way forward and one on the way back
-(csrc/cpu/cross_entropy_tile-inl.h). Each row has a state, in float64 for float64 and else in
+(csrc/cpu/cross_entropy_tile-inl.h, csrc/cuda/cross_entropy_launch.cuh). On CUDA nothing here waits
+for the device. Each row has a state, in float64 for float64 and else in
 float32, which goes from chunk to chunk::
 
     m = max_c x_c,   s = sum_c exp(x_c - m),   mass = sum_c u_c,   dot = sum_c u_c (x_c - m)
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from imgfast.ops import autocast
 from imgfast.ops.cross_entropy_autograd import MEAN, NONE
 from imgfast.ops.margins import Margin, normalize, through_normalize_
 
@@ -25,7 +27,7 @@ _gradient_ = torch.ops.imgfast.cross_entropy_tile_gradient_.default
 
 ROWS = 1024  # of a tile, at most
 TILE_BYTES = 4 << 20  # of a tile's logits, or of its chunk of weights, for each thread
-MAX_THREADS = 16  # for which tiles grow
+MAX_THREADS = 16  # for which tiles grow, and for as many they are made on CUDA
 KEPT_BYTES = 128 << 20  # logits that forward leaves for backward; the others are computed again
 
 
@@ -47,7 +49,7 @@ class Kept(NamedTuple):
     tile_bytes: int
 
 
-@torch.autocast("cpu", enabled=False)
+@autocast.without
 def forward(input, linear_weight, linear_bias, target, weight, options, keep):
     """The loss, and what backward wants.
 
@@ -75,9 +77,9 @@ def forward(input, linear_weight, linear_bias, target, weight, options, keep):
             logits, _ = head.next_tile(r)
             head.product(r, logits)
             if head.margin is not None:
-                at = _targets_in(logits, target[r], c.start)
-                cosines[r][at[0]] = logits[at].to(head.wide) / head.margin.scale
-                logits[at] = head.margin.logits(cosines[r][at[0]]).to(logits.dtype)
+                own = _Own(logits, target[r], c.start)
+                cosines[r] = torch.where(own.inside, own.read() / head.margin.scale, cosines[r])
+                own.write(head.margin.logits(cosines[r]))
             target_tile, logits = _tile_of(target, logits, r, c)
             _accumulate(
                 logits,
@@ -100,7 +102,7 @@ def forward(input, linear_weight, linear_bias, target, weight, options, keep):
     return loss.to(head.wide if options.float_loss else options.dtype), stats, head.kept
 
 
-@torch.autocast("cpu", enabled=False)
+@autocast.without
 def backward(
     grad_loss, input, linear_weight, linear_bias, target, weight, stats, kept, options, needs
 ):
@@ -138,9 +140,8 @@ def backward(
             if not is_kept:
                 head.product(r, g)
             if head.margin is not None:
-                at = _targets_in(g, target[r], c.start)
-                cosine = cosines[r][at[0]]
-                g[at] = head.margin.logits(cosine).to(g.dtype)
+                own = _Own(g, target[r], c.start)
+                own.write(head.margin.logits(cosines[r]))
             target_tile, logits = _tile_of(target, g, r, c)
             _gradient_(
                 logits,
@@ -155,7 +156,7 @@ def backward(
             if logits is not g:
                 g.copy_(logits)
             if head.margin is not None:
-                g[at] = (g[at].to(head.wide) * head.margin.slope(cosine)).to(g.dtype)
+                own.write(own.read() * head.margin.slope(cosines[r]))
             if need_bias:
                 of_bias = of_bias + g.sum(0, dtype=head.wide)
             if need_weight:
@@ -191,7 +192,7 @@ class Head:
         self.x = self.x.to(self.dtype)  # [N, D]
         self.blocks = _split(N, ROWS)
         if kept is None:
-            threads = min(torch.get_num_threads(), MAX_THREADS)
+            threads = MAX_THREADS if input.is_cuda else min(torch.get_num_threads(), MAX_THREADS)
             kept = Kept(self.x.new_empty(0), TILE_BYTES * threads)
         self.kept = kept
         self.taken = 0  # logits of the kept
@@ -249,7 +250,9 @@ def _prepare(target, weight, head):
         return target, None, weight
     counts = target != head.ignore_index
     outside = counts & ((target < 0) | (target >= head.C))
-    if outside.any():
+    if target.is_cuda:  # as torch's: an assertion of the device, which is not waited for
+        torch._assert_async(~outside.any(), "Target is out of bounds.")
+    elif outside.any():
         raise IndexError(f"Target {target[outside][0].item()} is out of bounds.")
     row_weight = counts.to(head.wide)
     if weight is not None:
@@ -271,11 +274,25 @@ def _tile_of(target, logits, r, c):
     return target.to(wider), logits.to(wider)
 
 
-def _targets_in(tile, target, first_class):
-    """Rows and columns of the targets whose classes the tile holds."""
-    column = target - first_class
-    rows = ((column >= 0) & (column < tile.shape[1]) & (target >= 0)).nonzero().squeeze(1)
-    return rows, column[rows]
+class _Own:
+    """What a tile holds of each row's own class; ``inside`` says of which rows it does."""
+
+    def __init__(self, tile, target, first_class):
+        self.tile = tile
+        column = target - first_class
+        self.inside = (target >= 0) & (column >= 0) & (column < tile.shape[1])
+        self.column = torch.where(self.inside, column, 0).unsqueeze(1)
+
+    def read(self):
+        """``[rows]``, float32 or float64; of rows outside, of another class."""
+        own = self.tile.gather(1, self.column).squeeze(1)
+        return own.to(torch.promote_types(own.dtype, torch.float32))
+
+    def write(self, values):
+        """Changes nothing in rows outside."""
+        own = self.tile.gather(1, self.column)
+        values = torch.where(self.inside.unsqueeze(1), values.unsqueeze(1).to(own.dtype), own)
+        self.tile.scatter_(1, self.column, values)
 
 
 def add_product(total, a, b, first):

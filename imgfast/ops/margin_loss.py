@@ -1,12 +1,13 @@
 """arcface_loss, cosface_loss: cross_entropy of cosines with a margin, as one operator."""
 
 import math
+from functools import partial
 
 import torch
 
 from imgfast.ops import linear_cross_entropy_autograd as autograd
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops.cross_entropy import cross_entropy
-from imgfast.ops.linear_cross_entropy import is_plain, is_small, tile_options
 from imgfast.ops.margins import Margin, margin_logits
 
 
@@ -112,17 +113,28 @@ def cosface_loss(
     )
 
 
-def _margin_loss(name, input, linear_weight, target, margin, **options):
+def _margin_loss(name, input, linear_weight, target, margin, weight, **options):
     _check(name, input, linear_weight, target, margin)
+    tensors = (input, linear_weight, None, target, weight)
     compiling = torch.compiler.is_compiling()
-    weight = options["weight"]
-    plain = compiling or is_plain(input, linear_weight, target, None, weight)
-    if plain and not is_small(target, linear_weight):
-        chosen = tile_options(input, linear_weight, None, target, margin=margin, **options)
-        if chosen is not None:
-            call = autograd.call_operator if compiling else autograd.run
-            return call(input, linear_weight, None, target, weight, chosen)
-    return cross_entropy(margin_logits(input, linear_weight, target, margin), target, **options)
+    chosen = None
+    if (compiling or route.is_plain(*tensors)) and not route.is_small(target, linear_weight):
+        chosen = route.tile_options(*tensors, margin=margin, **options)
+    run_composition = partial(_composition, margin=margin, **options)
+    if chosen is None:
+        return run_composition(*tensors)
+    if input.is_cpu:
+        call = autograd.call_operator if compiling else autograd.run
+        return call(*tensors, chosen)
+    run_kernel = partial(autograd.run, options=chosen)
+    if not compiling and route.kernel_wins(*tensors, chosen, run_kernel, run_composition):
+        return run_kernel(*tensors)
+    return run_composition(*tensors)
+
+
+def _composition(input, linear_weight, linear_bias, target, weight, margin, **options):
+    logits = margin_logits(input, linear_weight, target, margin)
+    return cross_entropy(logits, target, weight, **options)
 
 
 def _check(name, input, linear_weight, target, margin):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from imgfast import linear_cross_entropy
-from imgfast.ops import linear_cross_entropy as entry
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops import linear_cross_entropy_tiles as tiles
 
 TOLERANCE = {  # relative to the largest value
@@ -17,7 +17,7 @@ TOLERANCE = {  # relative to the largest value
 
 def use_small_tiles(monkeypatch, rows=7, tile_bytes=256, kept_bytes=1 << 20):
     """Several blocks and chunks for small heads; 256 bytes are 7 rows by 9 classes of float32."""
-    monkeypatch.setattr(entry, "SMALL", 0)
+    monkeypatch.setattr(route, "SMALL", 0)
     monkeypatch.setattr(tiles, "ROWS", rows)
     monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
     monkeypatch.setattr(tiles, "KEPT_BYTES", kept_bytes)

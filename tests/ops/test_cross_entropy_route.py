@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from cross_entropy_cases import make
 
 from imgfast.ops import cross_entropy_route as route
-from imgfast.ops import timing
+from imgfast.ops import cuda_route, timing
 
 OPTIONS = route.options_of("mean", -100, 0.0, 1.0, 0.0, False, False)
 
@@ -30,7 +30,7 @@ class Stopwatch:
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch):
-    monkeypatch.setattr(route, "_wins", {})
+    monkeypatch.setattr(cuda_route, "_wins", {})
 
 
 @pytest.fixture

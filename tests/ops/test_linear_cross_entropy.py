@@ -18,7 +18,7 @@ from linear_cross_entropy_cases import (
 )
 
 from imgfast import _C, linear_cross_entropy
-from imgfast.ops import linear_cross_entropy as entry
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops import linear_cross_entropy_tiles as tiles
 
 REDUCTIONS = ["none", "mean", "sum"]
@@ -88,7 +88,7 @@ def test_shapes_of_heads(shape):
 def test_default_tiles_of_a_head_beyond_the_small_ones(monkeypatch):
     monkeypatch.undo()
     input, linear_weight, linear_bias, target, weight = make(1500, 8, 2001, ignored=True)
-    assert target.shape[0] * len(linear_weight) > entry.SMALL
+    assert target.shape[0] * len(linear_weight) > route.SMALL
     # Sums of thousands of terms in float32: the composition itself is off by 5e-6.
     check(input, linear_weight, linear_bias, target, tolerance=2e-5)
     check(input, linear_weight, None, target, weight=weight, tolerance=2e-5)

@@ -5,7 +5,7 @@ import torch
 from linear_cross_entropy_cases import composition, gradients, make, use_small_tiles
 
 from imgfast import arcface_loss, linear_cross_entropy
-from imgfast.ops import linear_cross_entropy as entry
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops import linear_cross_entropy_tiles as tiles
 
 OPS = torch.ops.imgfast
@@ -303,10 +303,10 @@ def test_export(monkeypatch):
 
 
 def test_small_heads_run_as_the_composition(monkeypatch):
-    monkeypatch.setattr(entry, "SMALL", 23 * 37)
+    monkeypatch.setattr(route, "SMALL", 23 * 37)
     input, linear_weight, _, target, _ = make()
     loss = linear_cross_entropy(input.requires_grad_(), linear_weight, target)
     assert not hasattr(loss.grad_fn, "kept")
-    monkeypatch.setattr(entry, "SMALL", 23 * 37 - 1)
+    monkeypatch.setattr(route, "SMALL", 23 * 37 - 1)
     loss = linear_cross_entropy(input, linear_weight, target)
     assert hasattr(loss.grad_fn, "kept")

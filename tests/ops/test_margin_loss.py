@@ -10,7 +10,7 @@ from linear_cross_entropy_cases import TOLERANCE, check, gradients, make, use_sm
 
 import imgfast
 from imgfast import arcface_loss, cosface_loss
-from imgfast.ops import linear_cross_entropy as entry
+from imgfast.ops import linear_cross_entropy_route as route
 from imgfast.ops import linear_cross_entropy_tiles as tiles
 
 
@@ -48,7 +48,7 @@ losses = pytest.mark.parametrize(("loss", "reference"), LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_options(monkeypatch, weighted, smoothing, reduction, dtype, small, loss, reference):
-    monkeypatch.setattr(entry, "SMALL", small)
+    monkeypatch.setattr(route, "SMALL", small)
     input, linear_weight, _, target, weight = make(ignored=True, dtype=dtype)
     check(
         input,
@@ -80,7 +80,7 @@ def test_kept_and_recomputed_tiles(monkeypatch, kept_bytes, loss, reference):
 @pytest.mark.parametrize("margin", [0.0, 0.5, 1.5, 3.0])
 def test_angles_from_0_to_pi(monkeypatch, margin, small):
     """Features at known angles to the vector of their class, on both sides of pi - margin."""
-    monkeypatch.setattr(entry, "SMALL", small)
+    monkeypatch.setattr(route, "SMALL", small)
     theta = torch.linspace(0.01, math.pi - 0.01, 97, dtype=torch.float64)
     input = torch.stack([theta.cos(), theta.sin()], 1) * 3
     linear_weight = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-0.5, 0.5]], dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_gradcheck_and_gradgradcheck(options, loss, reference):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_features_along_their_class_and_against_it(monkeypatch, small, dtype):
     """theta = 0, where the derivative by the cosine is infinite, and pi; and the zero vector."""
-    monkeypatch.setattr(entry, "SMALL", small)
+    monkeypatch.setattr(route, "SMALL", small)
     linear_weight = torch.eye(3, dtype=dtype)
     for input in (torch.eye(3), -torch.eye(3), torch.zeros(3, 3)):
         leaves = [input.to(dtype).requires_grad_(), linear_weight.clone().requires_grad_()]
@@ -176,7 +176,7 @@ def test_compile(monkeypatch, kept_bytes, loss, reference):
 @losses
 @pytest.mark.parametrize("small", [0, 1 << 20])
 def test_errors(monkeypatch, small, loss, reference):
-    monkeypatch.setattr(entry, "SMALL", small)
+    monkeypatch.setattr(route, "SMALL", small)
     input, linear_weight, _, target, _ = make()
     name = loss.__name__
     for error, message, arguments, options in (

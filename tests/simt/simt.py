@@ -323,11 +323,12 @@ class Row:
     lanes: int  # summed over the requests
     units: int  # sectors of 32 bytes in global memory, passes over the banks in shared memory
     least: int  # what the same bytes need at least
+    missed: int  # units that a cache of 4 MB did not hold; 0 in shared memory
 
     def plus(self, other: Row) -> Row:
         sums = {
             name: getattr(self, name) + getattr(other, name)
-            for name in ("requests", "lanes", "units", "least")
+            for name in ("requests", "lanes", "units", "least", "missed")
         }
         return Row(**{**self.__dict__, **sums})
 
@@ -348,6 +349,12 @@ class Profile:
     @property
     def least_sectors(self) -> int:
         return sum(row.least for row in self.rows if row.space == "global")
+
+    @property
+    def missed_sectors(self) -> int:
+        """What goes on to the device's memory: a sector written in parts, and what is read again
+        soon, counts once."""
+        return sum(row.missed for row in self.rows if row.space == "global")
 
     @property
     def passes(self) -> int:

@@ -153,6 +153,16 @@ def test_profile_of_a_misaligned_row():
     assert _cost("strided_read", x, simt.out(y), 1, memory="argument 0") == (5, 4)
 
 
+@pytest.mark.parametrize(("megabytes", "times"), [(3, 1), (5, 2)])
+def test_profile_of_a_second_read(megabytes, times):
+    """A cache of 4 MB holds what is read again, or it holds nothing by the time it is."""
+    x, y = np.zeros(megabytes << 18, np.float32), np.empty(32, np.float32)
+    profile = KERNELS.run("read_twice", x, simt.out(y), x.size, profile=True)
+    read = profile.select(direction="read")
+    assert (read.sectors, read.missed_sectors) == (2 * x.nbytes // 32, times * x.nbytes // 32)
+    assert profile.select(direction="write").missed_sectors == 4
+
+
 def test_profile_of_vectors():
     x, y = np.zeros(128, np.float32), np.empty(128, np.float32)
     profile = KERNELS.run("vector_copy", x, simt.out(y), profile=True)

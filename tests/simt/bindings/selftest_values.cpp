@@ -153,6 +153,12 @@ __global__ void vector_copy_kernel(const float* x, float* y) {
   store_streaming(y + threadIdx.x * 4, load_streaming<Vec<float, 4>>(x + threadIdx.x * 4));
 }
 
+__global__ void read_twice_kernel(const float* x, float* y, int n) {
+  float sum = 0.0f;
+  for (int i = 0; i < 2 * n; i += 32) sum += x[(i + static_cast<int>(threadIdx.x)) % n];
+  y[threadIdx.x] = sum;
+}
+
 __global__ void strided_shared_kernel(float* y, int stride) {
   __shared__ float row[32 * 33];
   row[static_cast<int>(threadIdx.x) * stride] = 1.0f;
@@ -224,6 +230,9 @@ SIMT_EXPORT int strided_read(const float* x, float* y, int stride) {
 }
 SIMT_EXPORT int vector_copy(const float* x, float* y) {
   return launch(vector_copy_kernel, dim3(1), dim3(32), 0, nullptr, x, y);
+}
+SIMT_EXPORT int read_twice(const float* x, float* y, int n) {
+  return launch(read_twice_kernel, dim3(1), dim3(32), 0, nullptr, x, y, n);
 }
 SIMT_EXPORT int strided_shared(float* y, int stride) {
   return launch(strided_shared_kernel, dim3(1), dim3(32), 0, nullptr, y, stride);

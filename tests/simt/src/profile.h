@@ -9,7 +9,7 @@ namespace simt {
 void profile_end_of_block();
 void clear_profile();
 // One row a line, tab-separated: place, memory, "shared" or "global", "read" or "write", bytes of
-// an access, requests, lanes, units, least units.
+// an access, requests, lanes, units, least units, units that were in no cache.
 std::string profile_rows();
 
 }  // namespace simt

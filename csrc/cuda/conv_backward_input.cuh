@@ -1,0 +1,231 @@
+// conv_relu_pool's gradient at x on a GPU, torch-free.
+//
+// Where the stride is 1 it is a convolution of d, the gradient at the convolution's output, with
+// the turned filters and C and K exchanged. With a stride, the rows h with the same h mod stride_h
+// receive the same taps r of the filter, those with (h + padding_h - r * dilation_h) a multiple of
+// stride_h: an arithmetic progression. So every phase of rows and columns is again such a
+// convolution, of some of the taps, and the forward's kernels do it (conv_plan.cuh). A phase may
+// have no tap at all: its gradient is 0.
+//
+//   ConvBackwardInputPlan plan = plan_conv_backward_input(call);  // no phases: nothing serves it
+//   call.workspace = plan.workspace_bytes bytes of the device
+//   launch_conv_backward_input(call, plan, stream)
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "cuda/conv_plan.cuh"
+
+namespace imgfast::cuda {
+
+struct ConvBackwardInputCall {
+  const ConvReLUPoolParams* params;
+  DType dtype;  // of all tensors
+  const void* grad_y;
+  std::int64_t grad_y_stride[4];  // [N, K, PH, PW]
+  const void* y;                  // or null where the derivative does not need it
+  std::int64_t y_stride[4];
+  const std::uint8_t* codes;  // [N, PH, PW, K], or null where there are none
+  const void* weight;
+  std::int64_t weight_stride[4];  // [K, C / groups, R, S]
+  void* grad_x;
+  std::int64_t grad_x_stride[4];  // [N, C, H, W]
+  void* workspace;
+};
+
+struct ConvBackwardInputPhase {
+  ConvForwardPlan plan;
+  std::int64_t first_weight, first_x;  // elements from the beginning of weight, and of grad_x
+  std::int64_t first_packed;           // and bytes from that of the workspace
+};
+
+struct ConvBackwardInputPlan {
+  ConvKernel kernel = ConvKernel::kNone;
+  Pooling windows = Pooling::kElement;
+  ConvShape pooled{};
+  std::vector<ConvBackwardInputPhase> phases;
+  std::int64_t workspace_bytes = 0;
+};
+
+// Along one axis, a phase: positions phase + i * stride of x, in a convolution of unit stride.
+struct ConvPhaseAxis {
+  int size = 0;  // positions
+  int taps = 0;
+  int last = 0, step = 1;  // the tap that comes first, and how far back the next one is
+  int padding = 0, dilation = 1;
+
+  ConvPhaseAxis(int phase, int extent, int filter, int stride, int forward_padding,
+                int forward_dilation)
+      : size(extent > phase ? (extent - phase + stride - 1) / stride : 0) {
+    int before = 0;
+    for (int r = 0; r < filter; r++) {
+      if ((phase + forward_padding - r * forward_dilation) % stride != 0) continue;
+      if (taps > 0) step = r - before;
+      before = last = r;
+      taps++;
+    }
+    padding = -((phase + forward_padding - last * forward_dilation) / stride);
+    if (taps > 1) dilation = step * forward_dilation / stride;
+    if (taps == 0) padding = 0;
+  }
+};
+
+// function(instance) for the one that was chosen; a default Result where there is none.
+template <class Result, class T, Pooling kWindows, class Function>
+Result with_gradient_instance(ConvKernel kernel, const Function& function) {
+  using Args = ConvOfGradient<T, kWindows>;
+  switch (kernel) {
+    case ConvKernel::kSimt:
+      if constexpr (std::is_same_v<T, float>) {
+        return function(ConvSimtInstance<4, Pooling::kElement, Args>{});
+      }
+      break;
+    case ConvKernel::kMma:
+      return function(ConvMmaInstance<T, 2, Pooling::kElement, Args>{});
+    case ConvKernel::kMmaWide:
+      return function(ConvMmaInstance<T, 4, Pooling::kElement, Args>{});
+    default:
+      break;
+  }
+  return Result{};
+}
+
+template <class Result, class T, class Function>
+Result with_gradient_instance(ConvKernel kernel, Pooling windows, const Function& function) {
+  switch (windows) {
+    case Pooling::kElement:
+      return with_gradient_instance<Result, T, Pooling::kElement>(kernel, function);
+    case Pooling::kQuad:
+      return with_gradient_instance<Result, T, Pooling::kQuad>(kernel, function);
+    default:
+      return with_gradient_instance<Result, T, Pooling::kWindow>(kernel, function);
+  }
+}
+
+template <class Result, class Function>
+Result with_gradient_instance(ConvKernel kernel, DType dtype, Pooling windows,
+                              const Function& function) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return with_gradient_instance<Result, float>(kernel, windows, function);
+    case DType::kBFloat16:
+      return with_gradient_instance<Result, __nv_bfloat16>(kernel, windows, function);
+    case DType::kFloat16:
+      return with_gradient_instance<Result, __half>(kernel, windows, function);
+    default:
+      return Result{};
+  }
+}
+
+// The phase's convolution, of d: everything but its tiles.
+inline ConvShape phase_shape(const ConvShape& s, const ConvPhaseAxis& h, const ConvPhaseAxis& w) {
+  ConvShape phase{};
+  phase.N = s.N, phase.C = s.K, phase.H = s.P, phase.W = s.Q;
+  phase.K = s.C, phase.R = h.taps, phase.S = w.taps;
+  phase.P = phase.PH = h.size, phase.Q = phase.PW = w.size;
+  phase.stride_h = phase.stride_w = 1;
+  phase.padding_h = h.padding, phase.padding_w = w.padding;
+  phase.dilation_h = h.dilation, phase.dilation_w = w.dilation;
+  phase.groups = s.groups;
+  phase.pool_h = phase.pool_w = phase.pool_stride_h = phase.pool_stride_w = 1;
+  phase.pool_dilation_h = phase.pool_dilation_w = 1;
+  phase.pool = Pool::kNone;
+  phase.activation = Activation::kNone;
+  return phase;
+}
+
+template <class Instance>
+ConvBackwardInputPlan plan_gradient_instance(const ConvBackwardInputCall& call, ConvKernel kernel) {
+  ConvBackwardInputPlan plan;
+  plan.kernel = kernel;
+  plan.windows = pooling_of(*call.params);
+  if (!make_shape(*call.params, plan.pooled)) return {};
+  const ConvShape& s = plan.pooled;
+  const std::int64_t (&of_weight)[4] = call.weight_stride;
+  const std::int64_t (&of_x)[4] = call.grad_x_stride;
+  for (int top = 0; top < std::min(s.stride_h, s.H); top++) {
+    const ConvPhaseAxis h(top, s.H, s.R, s.stride_h, s.padding_h, s.dilation_h);
+    for (int left = 0; left < std::min(s.stride_w, s.W); left++) {
+      const ConvPhaseAxis w(left, s.W, s.S, s.stride_w, s.padding_w, s.dilation_w);
+      ConvBackwardInputPhase phase{};
+      phase.plan.kernel = kernel;
+      phase.plan.shape = phase_shape(s, h, w);
+      if (!plan_tiles<Instance>(phase.plan, call.grad_y_stride[1] == 1)) return {};
+      phase.plan.packing = conv_packing<Instance>(
+          phase.plan.shape, {s.K * of_weight[0], of_weight[1], -h.step * of_weight[2],
+                             -w.step * of_weight[3], of_weight[0]});
+      phase.first_weight = h.last * of_weight[2] + w.last * of_weight[3];
+      phase.first_x = top * of_x[2] + left * of_x[3];
+      phase.first_packed = plan.workspace_bytes;
+      const std::int64_t bytes = phase.plan.packing.count() *
+                                 static_cast<std::int64_t>(sizeof(typename Instance::Element));
+      plan.workspace_bytes += conv_ceil_div(bytes, 16) * 16;
+      plan.phases.push_back(phase);
+    }
+  }
+  return plan;
+}
+
+template <class Instance>
+cudaError_t launch_gradient_instance(const ConvBackwardInputCall& call,
+                                     const ConvBackwardInputPlan& plan, cudaStream_t stream) {
+  using T = typename Instance::Element;
+  typename Instance::Args a{};
+  ConvGradient<T>& g = a.gradient;
+  g.grad_y = static_cast<const T*>(call.grad_y);
+  std::copy_n(call.grad_y_stride, 4, g.grad_y_stride);
+  g.y = static_cast<const T*>(call.y);
+  std::copy_n(call.y_stride, 4, g.y_stride);
+  g.codes = call.codes;
+  const auto vectors = [&](const void* data, const std::int64_t (&stride)[4]) {
+    return conv_vectors(data, stride, plan.pooled.K, Instance::kVectorX, sizeof(T));
+  };
+  g.vector = vectors(call.grad_y, call.grad_y_stride) &&
+             (call.y == nullptr || vectors(call.y, call.y_stride));
+  a.pooled = plan.pooled;
+  for (const ConvBackwardInputPhase& phase : plan.phases) {
+    void* const packed = static_cast<char*>(call.workspace) + phase.first_packed;
+    cudaError_t error =
+        launch_packing<T>(phase.plan.packing,
+                          static_cast<const T*>(call.weight) + phase.first_weight, packed, stream);
+    if (error != cudaSuccess) return error;
+    a.weight = packed;
+    a.y = static_cast<T*>(call.grad_x) + phase.first_x;
+    for (int d = 0; d < 4; d++) a.y_stride[d] = call.grad_x_stride[d];
+    a.y_stride[2] *= plan.pooled.stride_h;
+    a.y_stride[3] *= plan.pooled.stride_w;
+    error = launch_tiles<Instance>(phase.plan, a, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardInputCall& call,
+                                                      ConvKernel kernel) {
+  const Pooling windows = pooling_of(*call.params);
+  return with_gradient_instance<ConvBackwardInputPlan>(
+      kernel, call.dtype, windows,
+      [&](auto instance) { return plan_gradient_instance<decltype(instance)>(call, kernel); });
+}
+
+// Tensor cores where the dtype allows them.
+inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardInputCall& call) {
+  const ConvReLUPoolParams& p = *call.params;
+  const bool exact = call.dtype == DType::kFloat32 && !p.allow_tf32;
+  const ConvKernel mma = p.C / p.groups > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
+  return plan_conv_backward_input(call, exact ? ConvKernel::kSimt : mma);
+}
+
+// Does not wait for the device. The plan must be one of this call's.
+inline cudaError_t launch_conv_backward_input(const ConvBackwardInputCall& call,
+                                              const ConvBackwardInputPlan& plan,
+                                              cudaStream_t stream) {
+  if (plan.phases.empty()) return cudaErrorInvalidValue;
+  return with_gradient_instance<cudaError_t>(
+      plan.kernel, call.dtype, plan.windows, [&](auto instance) {
+        return launch_gradient_instance<decltype(instance)>(call, plan, stream);
+      });
+}
+
+}  // namespace imgfast::cuda
