@@ -31,6 +31,8 @@ INSTRUCTIONS = {
     "conv_mma_kernel": ("HMMA", "LDSM", "LDGSTS.E.BYPASS.128"),
     "conv_mma_few_kernel": ("HMMA",),
     "conv_simt_kernel": ("FFMA",),
+    "conv_backward_weight_mma_kernel": ("HMMA", "LDGSTS.E.BYPASS.128"),
+    "conv_backward_weight_simt_kernel": ("FFMA",),
 }
 
 

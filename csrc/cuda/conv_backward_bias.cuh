@@ -45,38 +45,19 @@ __device__ __forceinline__ float average_gradient(const ConvShape& s, float g, i
   return times == 0.0f ? 0.0f : g / divisor * times;
 }
 
-// The sum over window i of filter k.
+// The sum over window i, of filter k of all groups.
 template <class T>
 __device__ __forceinline__ float window_gradient(const ConvBackwardBias<T>& a, int i, int k) {
   const ConvShape& s = a.shape;
-  const ConvGradient<T>& from = a.gradient;
   const int pw = i % s.PW, ph = i / s.PW % s.PH, n = i / s.PW / s.PH;
-  const auto at = [&](const std::int64_t (&stride)[4]) {
-    return n * stride[0] + k * stride[1] + ph * stride[2] + pw * stride[3];
-  };
-  const float g = widen(load_readonly<T>(from.grad_y + at(from.grad_y_stride)));
-  const float y = from.y != nullptr ? widen(load_readonly<T>(from.y + at(from.y_stride))) : 0.0f;
-  const std::int64_t code_at = static_cast<std::int64_t>(i) * a.filters() + k;
-  const int code = from.codes != nullptr ? load_readonly<std::uint8_t>(from.codes + code_at) : 0;
-  if (s.pool == Pool::kAvg) return average_gradient(s, g, code, ph, pw);
-  const bool blocked = from.codes != nullptr ? (code & kBlocked) != 0 : y <= 0.0f;
-  switch (s.activation) {
-    case Activation::kReLU:
-      return blocked ? 0.0f : g;
-    case Activation::kLeakyReLU:
-      return blocked ? g * static_cast<float>(kLeakyReLUSlope) : g;
-    case Activation::kSigmoid:
-      return g * (y * (1.0f - y));
-    case Activation::kTanh:
-      return g * (1.0f - y * y);
-    default:
-      return g;
-  }
+  const PooledGradient<T, 1> pooled(a.gradient, s, 0, n, ph, pw, k, 1);
+  return s.pool == Pool::kAvg ? average_gradient(s, pooled.value[0], pooled.code[0], ph, pw)
+                              : pooled.value[0];
 }
 
 template <class T>
 __global__ void __launch_bounds__(ConvBackwardBias<T>::kThreads)
-    conv_relu_pool_backward_bias_kernel(const __grid_constant__ ConvBackwardBias<T> a) {
+    conv_backward_bias_kernel(const __grid_constant__ ConvBackwardBias<T> a) {
   constexpr int kWarps = ConvBackwardBias<T>::kWarps, kFilters = ConvBackwardBias<T>::kFilters;
   __shared__ float sums[kWarps][kFilters];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;

@@ -55,7 +55,7 @@ struct ConvWeightSimtInstance {
   using Element = float;
   using Size = ConvWeightSimt<kV>;
   static constexpr Pooling kPool = kPooling;
-  static auto kernel() { return &conv_relu_pool_backward_weight_simt_kernel<kV, kPooling>; }
+  static auto kernel() { return &conv_backward_weight_simt_kernel<kV, kPooling>; }
 };
 
 template <class T, Pooling kPooling>
@@ -63,7 +63,7 @@ struct ConvWeightMmaInstance {
   using Element = T;
   using Size = ConvWeightMma<T>;
   static constexpr Pooling kPool = kPooling;
-  static auto kernel() { return &conv_relu_pool_backward_weight_mma_kernel<T, kPooling>; }
+  static auto kernel() { return &conv_backward_weight_mma_kernel<T, kPooling>; }
 };
 
 // --- planning ------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ cudaError_t launch_bias(const ConvBackwardWeightCall& call, const ConvBackwardWe
   a.windows = static_cast<int>(call.params->N * call.params->PH * call.params->PW);
   a.parts = static_cast<int>(plan.bias_parts);
   const auto blocks = static_cast<unsigned>(plan.bias_parts * a.filter_tiles());
-  const cudaError_t error = launch(conv_relu_pool_backward_bias_kernel<T>, dim3(blocks),
+  const cudaError_t error = launch(conv_backward_bias_kernel<T>, dim3(blocks),
                                    dim3(ConvBackwardBias<T>::kThreads), 0, stream, a);
   if (error != cudaSuccess) return error;
   ConvSum sum{.partial = a.partial, .parts = plan.bias_parts, .filters = a.filters()};

@@ -139,7 +139,7 @@ struct WeightWarp {
 
 template <class T, Pooling kPooling>
 __global__ void __launch_bounds__(ConvWeightMma<T>::kThreads, 3)
-    conv_relu_pool_backward_weight_mma_kernel(const __grid_constant__ ConvBackwardWeight<T> a) {
+    conv_backward_weight_mma_kernel(const __grid_constant__ ConvBackwardWeight<T> a) {
   using Size = ConvWeightMma<T>;
   const WeightPlace<Size> place(a.shape);
   const WeightLayout<Size> layout(a.shape, a.tile);

@@ -31,8 +31,7 @@ struct ConvWeightSimt {
 
 template <int kV, Pooling kPooling>
 __global__ void __launch_bounds__(ConvWeightSimt<kV>::kThreads, 3)
-    conv_relu_pool_backward_weight_simt_kernel(
-        const __grid_constant__ ConvBackwardWeight<float> a) {
+    conv_backward_weight_simt_kernel(const __grid_constant__ ConvBackwardWeight<float> a) {
   using Size = ConvWeightSimt<kV>;
   constexpr int kVectors = Size::kVectors, kVectorK = Size::kVectorK, kHalves = Size::kHalves;
   const WeightPlace<Size> place(a.shape);
