@@ -3,7 +3,7 @@
 #   make demo      train on real pictures, show predictions, compare the speed with stock PyTorch
 #   make test      run the tests
 #
-#   make lint | format | bench | sanitize | clean | distclean
+#   make lint | format | bench | sanitize | sanitize-cuda | clean | distclean
 #
 # Each builds what has changed first. Variables: PYTHON (python3), VENV (.venv), CXX (c++),
 # TORCH=torch==2.13.0 (the torch to install), PYTEST_ARGS, IMGFAST_CUDA=0|1, MAX_JOBS.
@@ -22,7 +22,7 @@ BIN := $(abspath $(VENV))/bin
 CPP_FILES = $(shell find csrc tests/cpp tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 LOG := build/build.log
 
-.PHONY: help demo test lint format bench sanitize install build clean distclean FORCE
+.PHONY: help demo test lint format bench sanitize sanitize-cuda install build clean distclean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -48,7 +48,8 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 # The operator tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer, in a package
-# of its own under build/asan. Python and torch are not instrumented: their leaks are not ours.
+# of its own under build/asan. Python and torch are not instrumented: their leaks are not ours. Nor
+# does AddressSanitizer know the emulator's stacks, or the GPU's memory.
 # --capture=sys: what a sanitizer writes as it ends the process must not end with it.
 SANITIZE := build/asan
 SANITIZED_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
@@ -58,7 +59,10 @@ sanitize: install
 	  -DPython3_EXECUTABLE=$(BIN)/python -DIMGFAST_SANITIZE=address,undefined
 	$(BIN)/cmake --build $(SANITIZE) --parallel $$($(BIN)/python build_backend/toolchain.py jobs)
 	ASAN_OPTIONS=detect_leaks=0 $(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
-	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
+	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -m "not simt and not cuda" -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
+
+sanitize-cuda: install
+	PYTHON=$(BIN)/python bash .ci/compute_sanitizer $(PYTEST_ARGS)
 
 # --- environment: requirements of the build, then the build, then the package in place ------------
 

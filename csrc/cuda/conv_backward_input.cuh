@@ -12,27 +12,11 @@
 //   launch_conv_backward_input(call, plan, stream)
 #pragma once
 
-#include <cstring>
 #include <vector>
 
-#include "cuda/conv_plan.cuh"
+#include "cuda/conv_backward_call.cuh"
 
 namespace imgfast::cuda {
-
-struct ConvBackwardInputCall {
-  const ConvReLUPoolParams* params;
-  DType dtype;  // of all tensors
-  const void* grad_y;
-  std::int64_t grad_y_stride[4];  // [N, K, PH, PW]
-  const void* y;                  // or null where the derivative does not need it
-  std::int64_t y_stride[4];
-  const std::uint8_t* codes;  // [N, PH, PW, K], or null where there are none
-  const void* weight;
-  std::int64_t weight_stride[4];  // [K, C / groups, R, S]
-  void* grad_x;
-  std::int64_t grad_x_stride[4];  // [N, C, H, W]
-  void* workspace;
-};
 
 struct ConvBackwardInputPhase {
   ConvForwardPlan plan;
@@ -136,7 +120,7 @@ inline ConvShape phase_shape(const ConvShape& s, const ConvPhaseAxis& h, const C
 }
 
 template <class Instance>
-ConvBackwardInputPlan plan_gradient_instance(const ConvBackwardInputCall& call, ConvKernel kernel) {
+ConvBackwardInputPlan plan_gradient_instance(const ConvBackwardCall& call, ConvKernel kernel) {
   ConvBackwardInputPlan plan;
   plan.kernel = kernel;
   plan.windows = pooling_of(*call.params);
@@ -168,21 +152,11 @@ ConvBackwardInputPlan plan_gradient_instance(const ConvBackwardInputCall& call, 
 }
 
 template <class Instance>
-cudaError_t launch_gradient_instance(const ConvBackwardInputCall& call,
+cudaError_t launch_gradient_instance(const ConvBackwardCall& call,
                                      const ConvBackwardInputPlan& plan, cudaStream_t stream) {
   using T = typename Instance::Element;
   typename Instance::Args a{};
-  ConvGradient<T>& g = a.gradient;
-  g.grad_y = static_cast<const T*>(call.grad_y);
-  std::copy_n(call.grad_y_stride, 4, g.grad_y_stride);
-  g.y = static_cast<const T*>(call.y);
-  std::copy_n(call.y_stride, 4, g.y_stride);
-  g.codes = call.codes;
-  const auto vectors = [&](const void* data, const std::int64_t (&stride)[4]) {
-    return conv_vectors(data, stride, plan.pooled.K, Instance::kVectorX, sizeof(T));
-  };
-  g.vector = vectors(call.grad_y, call.grad_y_stride) &&
-             (call.y == nullptr || vectors(call.y, call.y_stride));
+  a.gradient = gradient_of<T>(call, plan.pooled);
   a.pooled = plan.pooled;
   for (const ConvBackwardInputPhase& phase : plan.phases) {
     void* const packed = static_cast<char*>(call.workspace) + phase.first_packed;
@@ -201,7 +175,7 @@ cudaError_t launch_gradient_instance(const ConvBackwardInputCall& call,
   return cudaSuccess;
 }
 
-inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardInputCall& call,
+inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardCall& call,
                                                       ConvKernel kernel) {
   const Pooling windows = pooling_of(*call.params);
   return with_gradient_instance<ConvBackwardInputPlan>(
@@ -210,7 +184,7 @@ inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardInputCal
 }
 
 // Tensor cores where the dtype allows them.
-inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardInputCall& call) {
+inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardCall& call) {
   const ConvReLUPoolParams& p = *call.params;
   const bool exact = call.dtype == DType::kFloat32 && !p.allow_tf32;
   const ConvKernel mma = p.C / p.groups > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
@@ -218,7 +192,7 @@ inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardInputCal
 }
 
 // Does not wait for the device. The plan must be one of this call's.
-inline cudaError_t launch_conv_backward_input(const ConvBackwardInputCall& call,
+inline cudaError_t launch_conv_backward_input(const ConvBackwardCall& call,
                                               const ConvBackwardInputPlan& plan,
                                               cudaStream_t stream) {
   if (plan.phases.empty()) return cudaErrorInvalidValue;

@@ -1,34 +1,18 @@
 // conv_relu_pool's weight and bias gradients on a GPU, torch-free: which kernels run, their tiles,
 // their memory and their launch.
 //
-//   ConvBackwardWeightPlan plan = plan_conv_backward_weight(call);  // kNone: nothing here serves
-//   it call.workspace = plan.workspace_bytes bytes of the device launch_conv_backward_weight(call,
-//   plan, stream)
+//   ConvBackwardWeightPlan plan = plan_conv_backward_weight(call);  // kNone: nothing serves it
+//   call.workspace = plan.workspace_bytes bytes of the device
+//   launch_conv_backward_weight(call, plan, stream)
 #pragma once
 
 #include "cuda/conv_backward_bias.cuh"
+#include "cuda/conv_backward_call.cuh"
 #include "cuda/conv_backward_weight_mma.cuh"
 #include "cuda/conv_backward_weight_simt.cuh"
-#include "cuda/conv_plan.cuh"
 #include "cuda/conv_sum.cuh"
 
 namespace imgfast::cuda {
-
-struct ConvBackwardWeightCall {
-  const ConvReLUPoolParams* params;
-  DType dtype;  // of all tensors but the codes
-  const void* grad_y;
-  std::int64_t grad_y_stride[4];  // [N, K, PH, PW]
-  const void* y;                  // null unless the derivative needs it
-  std::int64_t y_stride[4];
-  const std::uint8_t* codes;  // [N, PH, PW, K] or null
-  const void* x;
-  std::int64_t x_stride[4];            // [N, C, H, W]
-  void* grad_weight;                   // null: not wanted
-  std::int64_t grad_weight_stride[4];  // [K, C / groups, R, S]
-  void* grad_bias;                     // [K], or null: not wanted
-  void* workspace;
-};
 
 // kBias: the bias gradient alone is wanted.
 enum class ConvWeightKernel { kNone, kBias, kSimt, kSimtFew, kMma };
@@ -45,9 +29,8 @@ struct ConvBackwardWeightPlan {
   std::int64_t weight_bytes = 0, workspace_bytes = 0;  // sums of the parts, those of the bias last
 };
 
-// As many blocks as an A100 holds at once, three a multiprocessor: a larger GPU holds them, too,
-// and a smaller one has little left to do at the end.
-constexpr std::int64_t kMostParallelBlocks = 324;
+// Enough blocks to fill a large GPU once, or to keep a smaller one busy to the end.
+constexpr std::int64_t kWantedBlocks = 264;
 
 // --- instances -----------------------------------------------------------------------------------
 
@@ -122,8 +105,8 @@ ConvTile choose_box(const ConvShape& s, Pooling pooling, int row_cost, const Fit
 }
 
 template <class Instance>
-ConvBackwardWeightPlan plan_weight_instance(const ConvBackwardWeightCall& call,
-                                            ConvWeightKernel kernel, std::int64_t most_blocks) {
+ConvBackwardWeightPlan plan_weight_instance(const ConvBackwardCall& call, ConvWeightKernel kernel,
+                                            std::int64_t wanted) {
   using Size = typename Instance::Size;
   ConvBackwardWeightPlan plan;
   plan.kernel = kernel;
@@ -147,7 +130,7 @@ ConvBackwardWeightPlan plan_weight_instance(const ConvBackwardWeightCall& call,
   plan.boxes = conv_ceil_div(s.N, plan.tile.images) * plan.tile.tiles_h * plan.tile.tiles_w;
   const std::int64_t tiles = static_cast<std::int64_t>(WeightColumns<Size>(s).tiles()) *
                              conv_ceil_div(s.K, Size::kFilters) * s.groups;
-  plan.parts = std::clamp<std::int64_t>(most_blocks / tiles, 1, plan.boxes);
+  plan.parts = std::min(conv_ceil_div(wanted, tiles), plan.boxes);
   plan.blocks = plan.parts * tiles;
   plan.sum.parts = plan.parts * Size::kSlices;
   plan.sum.filters = static_cast<std::int64_t>(s.groups) * s.K;
@@ -207,8 +190,8 @@ Result with_element(DType dtype, const Function& function) {
 }
 
 // Adds what the bias gradient needs.
-inline ConvBackwardWeightPlan plan_bias(const ConvBackwardWeightCall& call,
-                                        ConvBackwardWeightPlan plan, std::int64_t most_blocks) {
+inline ConvBackwardWeightPlan plan_bias(const ConvBackwardCall& call, ConvBackwardWeightPlan plan,
+                                        std::int64_t wanted) {
   if (plan.kernel == ConvWeightKernel::kNone) return {};
   plan.workspace_bytes = plan.weight_bytes;
   if (call.grad_bias == nullptr) return plan;
@@ -217,33 +200,32 @@ inline ConvBackwardWeightPlan plan_bias(const ConvBackwardWeightCall& call,
   if (!make_shape(p, plan.shape) || windows > kMostBlocks) return {};
   constexpr std::int64_t kWindows = 64;  // that are worth a block
   const std::int64_t tiles = conv_ceil_div(p.K, ConvBackwardBias<float>::kFilters);
-  plan.bias_parts =
-      std::clamp<std::int64_t>(most_blocks / tiles, 1, conv_ceil_div(windows, kWindows));
+  plan.bias_parts = std::min(conv_ceil_div(wanted, tiles), conv_ceil_div(windows, kWindows));
   plan.workspace_bytes += plan.bias_parts * p.K * static_cast<std::int64_t>(sizeof(float));
   return plan;
 }
 
-// Positions are shared out to at most so many blocks.
-inline ConvBackwardWeightPlan plan_conv_backward_weight(
-    const ConvBackwardWeightCall& call, ConvWeightKernel kernel,
-    std::int64_t most_blocks = kMostParallelBlocks) {
+// About `wanted` blocks share out the positions.
+inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardCall& call,
+                                                        ConvWeightKernel kernel,
+                                                        std::int64_t wanted = kWantedBlocks) {
   ConvBackwardWeightPlan plan;
   if (kernel == ConvWeightKernel::kBias) {
     if (call.dtype != DType::kFloat64) plan.kernel = kernel;
-    return plan_bias(call, plan, most_blocks);
+    return plan_bias(call, plan, wanted);
   }
   const Pooling pooling = pooling_of(*call.params);
   plan = with_element<ConvBackwardWeightPlan>(call.dtype, [&](auto element) {
     return with_weight_instance<ConvBackwardWeightPlan, decltype(element)>(
         kernel, pooling, [&](auto instance) {
-          return plan_weight_instance<decltype(instance)>(call, kernel, most_blocks);
+          return plan_weight_instance<decltype(instance)>(call, kernel, wanted);
         });
   });
-  return plan_bias(call, plan, most_blocks);
+  return plan_bias(call, plan, wanted);
 }
 
 // Tensor cores where the dtype allows them.
-inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardWeightCall& call) {
+inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardCall& call) {
   const ConvReLUPoolParams& p = *call.params;
   const std::int64_t C = p.C / p.groups;
   const bool exact = call.dtype == DType::kFloat32 && !(p.allow_tf32 && C > 4);
@@ -255,21 +237,6 @@ inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardWeight
 // --- launch --------------------------------------------------------------------------------------
 
 template <class T>
-ConvGradient<T> gradient_of(const ConvBackwardWeightCall& call, const ConvShape& s) {
-  ConvGradient<T> gradient{};
-  gradient.grad_y = static_cast<const T*>(call.grad_y);
-  gradient.y = static_cast<const T*>(call.y);
-  gradient.codes = call.codes;
-  std::copy_n(call.grad_y_stride, 4, gradient.grad_y_stride);
-  std::copy_n(call.y_stride, 4, gradient.y_stride);
-  constexpr int kPiece = 16 / sizeof(T);
-  gradient.vector =
-      conv_vectors(call.grad_y, call.grad_y_stride, s.K, kPiece, sizeof(T)) &&
-      (call.y == nullptr || conv_vectors(call.y, call.y_stride, s.K, kPiece, sizeof(T)));
-  return gradient;
-}
-
-template <class T>
 cudaError_t launch_sum(const ConvSum& sum, void* to, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(conv_ceil_div(sum.count(), ConvSum::kElements));
   return launch(conv_sum_parts_kernel<T>, dim3(blocks), dim3(ConvSum::kThreads), 0, stream, sum,
@@ -277,8 +244,8 @@ cudaError_t launch_sum(const ConvSum& sum, void* to, cudaStream_t stream) {
 }
 
 template <class Instance>
-cudaError_t launch_weight_instance(const ConvBackwardWeightCall& call,
-                                   const ConvBackwardWeightPlan& plan, cudaStream_t stream) {
+cudaError_t launch_weight_instance(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
+                                   cudaStream_t stream) {
   using T = typename Instance::Element;
   ConvBackwardWeight<T> a{};
   a.gradient = gradient_of<T>(call, plan.shape);
@@ -299,7 +266,7 @@ cudaError_t launch_weight_instance(const ConvBackwardWeightCall& call,
 }
 
 template <class T>
-cudaError_t launch_bias(const ConvBackwardWeightCall& call, const ConvBackwardWeightPlan& plan,
+cudaError_t launch_bias(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
                         cudaStream_t stream) {
   ConvBackwardBias<T> a{};
   a.gradient = gradient_of<T>(call, plan.shape);
@@ -318,7 +285,7 @@ cudaError_t launch_bias(const ConvBackwardWeightCall& call, const ConvBackwardWe
 }
 
 // Does not wait for the device. The plan must be one of this call's.
-inline cudaError_t launch_conv_backward_weight(const ConvBackwardWeightCall& call,
+inline cudaError_t launch_conv_backward_weight(const ConvBackwardCall& call,
                                                const ConvBackwardWeightPlan& plan,
                                                cudaStream_t stream) {
   if (plan.kernel == ConvWeightKernel::kNone) return cudaErrorInvalidValue;

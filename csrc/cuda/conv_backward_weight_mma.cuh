@@ -138,7 +138,7 @@ struct WeightWarp {
 };
 
 template <class T, Pooling kPooling>
-__global__ void __launch_bounds__(ConvWeightMma<T>::kThreads, 3)
+__global__ void __launch_bounds__(ConvWeightMma<T>::kThreads, kPooling == Pooling::kWindow ? 2 : 3)
     conv_backward_weight_mma_kernel(const __grid_constant__ ConvBackwardWeight<T> a) {
   using Size = ConvWeightMma<T>;
   const WeightPlace<Size> place(a.shape);

@@ -274,11 +274,10 @@ ConvForwardPlan plan_instance(const ConvForwardCall& call, ConvKernel kernel) {
 template <class T>
 cudaError_t launch_packing(const ConvPacking& packing, const void* from, void* to,
                            cudaStream_t stream) {
-  constexpr int kThreads = 256;
   if (packing.count() == 0) return cudaSuccess;
-  const std::int64_t blocks = std::min(conv_ceil_div(packing.count(), kThreads), kMostBlocks);
-  return launch(conv_pack_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
-                static_cast<const T*>(from), static_cast<T*>(to), packing);
+  return launch(conv_pack_kernel<T>, dim3(static_cast<unsigned>(packing.tiles())),
+                dim3(ConvPacking::kThreads), 0, stream, static_cast<const T*>(from),
+                static_cast<T*>(to), packing);
 }
 
 // Of arguments that are complete but for shape, tile and what follows from them.

@@ -186,6 +186,7 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
         or _no_tensors(spec, plain, device, dtype)
         or _no_shapes(spec, x_shape, weight_shape, bias_shape)
         or (_no_gradient(spec, x_shape, weight_shape) if needs_grad else None)
+        or (_no_cuda(spec, dtype, x_shape, weight_shape, needs_grad) if device == "cuda" else None)
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, device, dtype, x_shape, weight_shape, needs_grad)
@@ -331,6 +332,18 @@ def _no_gradient(spec, x_shape, weight_shape) -> str | None:
     if spec.pool_size[0] * spec.pool_size[1] > MAX_AVG_WINDOW:
         return f"no gradient kernel for averages of more than {MAX_AVG_WINDOW} activated positions"
     return None
+
+
+def _no_cuda(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
+    """A tile of a kernel has to fit into a multiprocessor's shared memory."""
+    images = x_shape if len(x_shape) == 4 else (1, *x_shape)
+    sizes = [*images, weight_shape[0], *weight_shape[2:]]
+    name = str(dtype).removeprefix("torch.")
+    served = all(
+        _C.cuda_serves_conv_relu_pool(sizes, spec.geometry(weight_shape, 0, tf32), name, needs_grad)
+        for tf32 in (False, True)  # either may be allowed when it runs
+    )
+    return None if served else "no CUDA kernel for a filter and pool this large"
 
 
 def _slower(spec, device, dtype, x_shape, weight_shape, needs_grad) -> str | None:

@@ -24,11 +24,26 @@ def exact(shape, seed, dtype=torch.float32, top=6):
     return torch.randint(-top, top + 1, shape, generator=generator).to(dtype) / 4
 
 
-def make(n, c, h, w, k, r, s, *, groups=1, bias=True, dtype=torch.float32, layout="nchw", seed=0):
+def make(
+    n,
+    c,
+    h,
+    w,
+    k,
+    r,
+    s,
+    *,
+    groups=1,
+    bias=True,
+    dtype=torch.float32,
+    layout="nchw",
+    seed=0,
+    device="cpu",
+):
     """x, weight, bias of a configuration; x in one of the layouts of lay_out."""
-    x = lay_out(exact((n, c, h, w), seed, dtype), layout)
-    weight = exact((k, c // groups, r, s), seed + 1, dtype, top=3)
-    return x, weight, exact((k,), seed + 2, dtype) if bias else None
+    x = lay_out(exact((n, c, h, w), seed, dtype).to(device), layout)
+    weight = exact((k, c // groups, r, s), seed + 1, dtype, top=3).to(device)
+    return x, weight, exact((k,), seed + 2, dtype).to(device) if bias else None
 
 
 def lay_out(t, layout):
@@ -68,12 +83,13 @@ def gradients(function, tensors, grad_y, **options):
 
 
 def assert_near(actual, reference, what, loosened=1):
-    """NaN and infinities in the same places, the rest within TOLERANCE of the largest value."""
+    """NaN and infinities in the same places, the rest within TOLERANCE of the largest value,
+    wherever the tensors are."""
     tolerance = loosened * TOLERANCE[actual.dtype]
     largest = reference[reference.isfinite()].abs().max().item() if reference.numel() else 0.0
     torch.testing.assert_close(
-        actual.double(),
-        reference.double(),
+        actual.double().cpu(),
+        reference.double().cpu(),
         rtol=tolerance,
         atol=tolerance * largest,
         equal_nan=True,
@@ -82,13 +98,14 @@ def assert_near(actual, reference, what, loosened=1):
 
 
 def check(x, weight, bias, **options):
-    """Value and gradients against stock in float64; strides and dtype against stock as it is."""
-    wide = [None if t is None else t.detach().double() for t in (x, weight, bias)]
+    """Value and gradients against stock on the CPU in float64; strides and dtype against stock as
+    it is."""
+    wide = [None if t is None else t.detach().double().cpu() for t in (x, weight, bias)]
     with torch.no_grad():
         y = ours(x, weight, bias, **options)
         like = stock(x, weight, bias, **options)
-    grad_y = exact(y.shape, 7, y.dtype, top=4)
-    reference, wide_grads = gradients(stock, wide, grad_y.double(), **options)
+    grad_y = exact(y.shape, 7, y.dtype, top=4).to(y.device)
+    reference, wide_grads = gradients(stock, wide, grad_y.double().cpu(), **options)
     if options.get("activation") in ("gelu", "silu"):
         # Not monotone, and left to stock while training: rounding decides between its near ties.
         _, wide_grads = gradients(stock, (x, weight, bias), grad_y, **options)

@@ -22,19 +22,29 @@ def classes_of(shape):
     return shape[1] if len(shape) > 1 else shape[0]
 
 
-def make(shape, *, probabilities=False, ignored=False, dtype=torch.float32, seed=0, scale=3.0):
-    """Logits, target and weight."""
+def make(
+    shape,
+    *,
+    probabilities=False,
+    ignored=False,
+    dtype=torch.float32,
+    seed=0,
+    scale=3.0,
+    device="cpu",
+):
+    """Logits, target and weight; the same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
     classes = classes_of(shape)
     logits = (torch.randn(shape, generator=generator) * scale).to(dtype)
     weight = (torch.rand(classes, generator=generator) + 0.1).to(dtype)
     if probabilities:
         raw = torch.randn(shape, generator=generator)
-        return logits, raw.softmax(1 if len(shape) > 1 else 0).to(dtype), weight
-    target = torch.randint(classes, rows_of(shape), generator=generator)
-    if ignored:
-        target = torch.where(torch.rand(target.shape, generator=generator) < 0.3, -100, target)
-    return logits, target, weight
+        target = raw.softmax(1 if len(shape) > 1 else 0).to(dtype)
+    else:
+        target = torch.randint(classes, rows_of(shape), generator=generator)
+        if ignored:
+            target = torch.where(torch.rand(target.shape, generator=generator) < 0.3, -100, target)
+    return logits.to(device), target.to(device), weight.to(device)
 
 
 def lay_out(t, layout):
@@ -65,18 +75,20 @@ def gradients(function, logits, target, weight, seed=0, **options):
         leaves.append(target)
     loss = function(logits, target, weight, **options)
     generator = torch.Generator().manual_seed(seed)
-    grad = torch.randn(loss.shape, generator=generator).to(torch.bfloat16).to(loss.dtype)
+    grad = torch.randn(loss.shape, generator=generator).to(torch.bfloat16).to(loss)
     return [loss.detach(), *torch.autograd.grad(loss, leaves, grad)]
 
 
 def check(logits, target, weight=None, tolerance=None, least=1e-2, **options):
-    """Ours in its dtype against torch's own in float64, forward and backward.
+    """Ours in its dtype against torch's own on the CPU in float64, forward and backward.
 
     Tolerances are relative to the largest value, or to `least`: the size of the terms that cancel
     where a gradient is 0.
     """
-    wide = [t.double() if t is not None and t.is_floating_point() else t
-            for t in (logits, target, weight)]  # fmt: skip
+    wide = [
+        t if t is None else (t.double() if t.is_floating_point() else t).cpu()
+        for t in (logits, target, weight)
+    ]
     expected = gradients(F.cross_entropy, *wide, **options)
     got = gradients(cross_entropy, logits, target, weight, **options)
     with torch.no_grad():
@@ -89,5 +101,5 @@ def check(logits, target, weight=None, tolerance=None, least=1e-2, **options):
         finite = exact[exact.isfinite()]
         largest = finite.abs().max().item() if finite.numel() else 0.0
         bound = (TOLERANCE[logits.dtype] if tolerance is None else tolerance) * max(largest, least)
-        torch.testing.assert_close(ours.double(), exact, rtol=0, atol=bound, equal_nan=True)
+        torch.testing.assert_close(ours.double().cpu(), exact, rtol=0, atol=bound, equal_nan=True)
     return got

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from ops.conv_cases import assert_near, check, exact, gradients, lay_out, make, stock
+from ops.conv_cases import assert_near, check, exact, gradients, lay_out, make, ours, stock
 
 import imgfast
 from imgfast.ops.conv_relu_pool import _bind
@@ -16,30 +16,33 @@ LAYOUTS = ("nchw", "channels_last", "transposed", "offset")
 
 
 # Vectors hold 4, 8 or 16 lanes, a block of filters two vectors, a block of channels 16 or 32.
+@pytest.mark.devices(simt_every=5)
 @pytest.mark.parametrize("channels", [1, 3, 4, 15, 16, 17, 31, 32, 33, 48, 64])
 @pytest.mark.parametrize("filters", [1, 3, 8, 15, 16, 17, 33, 64])
-def test_channels_and_filters(channels, filters):
-    check(*make(2, channels, 6, 6, filters, 3, 3), padding=1)
+def test_channels_and_filters(channels, filters, device):
+    check(*make(2, channels, 6, 6, filters, 3, 3, device=device), padding=1)
 
 
 # A tile covers up to 6 or 12 columns, or 3 windows.
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("width", [2, 3, 5, 6, 7, 11, 12, 13, 14, 23, 26])
-def test_map_sizes(width, pool):
-    check(*make(2, 3, width + 1, width, 17, 3, 3), padding=1, pool=pool)
+def test_map_sizes(width, pool, device):
+    check(*make(2, 3, width + 1, width, 17, 3, 3, device=device), padding=1, pool=pool)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [3, 16, 20])
-def test_layouts_and_dtypes(dtype, layout, channels):
-    check(*make(2, channels, 9, 10, 18, 3, 3, dtype=dtype, layout=layout), padding=1)
+def test_layouts_and_dtypes(dtype, layout, channels, device):
+    tensors = make(2, channels, 9, 10, 18, 3, 3, dtype=dtype, layout=layout, device=device)
+    check(*tensors, padding=1)
 
 
 # Without padding, channels that lie together are read where they are: of dense pixels a row of taps
 # is one run, of a slice of the channels or a dilated filter it is several. Rows of 8, 7 and 27
 # results are copied to NCHW singly or several at a time, and 32 filters, not 20, straight to
 # channels_last.
+@pytest.mark.devices(simt_every=23)
 @pytest.mark.parametrize("channels", [slice(None), slice(2, 18), slice(5, 6)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("filters", [20, 32])
@@ -55,45 +58,47 @@ def test_layouts_and_dtypes(dtype, layout, channels):
         (3, {"stride": (1, 2), "pool": "none"}),
     ],
 )
-def test_without_padding(taps, options, filters, layout, channels):
+def test_without_padding(taps, options, filters, layout, channels, device):
     for height, width in ((16, 16), (17, 56)):
-        x, _, _ = make(2, 20, height, width, 1, 1, 1, layout=layout)
+        x, _, _ = make(2, 20, height, width, 1, 1, 1, layout=layout, device=device)
         x = x[:, channels]
-        _, weight, bias = make(1, x.shape[1], 1, 1, filters, taps, taps)
+        _, weight, bias = make(1, x.shape[1], 1, 1, filters, taps, taps, device=device)
         check(x, weight, bias, **options)
 
 
-def test_without_padding_in_groups():
-    x, weight, bias = make(2, 24, 9, 9, 64, 3, 3, groups=2, layout="channels_last")
+def test_without_padding_in_groups(device):
+    x, weight, bias = make(2, 24, 9, 9, 64, 3, 3, groups=2, layout="channels_last", device=device)
     check(x, weight, bias, groups=2)
     check(x, weight, bias, groups=2, pool="none")
 
 
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
-def test_weight_layouts(weight_layout):
-    x, weight, bias = make(2, 5, 8, 8, 18, 3, 3)
+def test_weight_layouts(weight_layout, device):
+    x, weight, bias = make(2, 5, 8, 8, 18, 3, 3, device=device)
     check(x, lay_out(weight, weight_layout), bias, padding=1)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(activation, pool, layout):
-    check(*make(2, 4, 8, 9, 20, 3, 3, layout=layout), padding=1, activation=activation, pool=pool)
+def test_activations(activation, pool, layout, device):
+    tensors = make(2, 4, 8, 9, 20, 3, 3, layout=layout, device=device)
+    check(*tensors, padding=1, activation=activation, pool=pool)
 
 
+@pytest.mark.devices(simt_every=3)
 @pytest.mark.parametrize("filter_size", [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (7, 1), (2, 4)])
 @pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
 @pytest.mark.parametrize("channels", [3, 33])
-def test_filters_and_strides(filter_size, stride, channels):
-    x, weight, bias = make(1, channels, 15, 13, 9, *filter_size)
+def test_filters_and_strides(filter_size, stride, channels, device):
+    x, weight, bias = make(1, channels, 15, 13, 9, *filter_size, device=device)
     check(x, weight, bias, stride=stride, padding=tuple(size // 2 for size in filter_size))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3, (4, 0), "same", "valid"])
 @pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
-def test_padding_and_dilation(padding, dilation):
-    check(*make(2, 3, 11, 12, 10, 3, 3), padding=padding, dilation=dilation)
+def test_padding_and_dilation(padding, dilation, device):
+    check(*make(2, 3, 11, 12, 10, 3, 3, device=device), padding=padding, dilation=dilation)
 
 
 @pytest.mark.parametrize("pool", ["max", "avg"])
@@ -116,12 +121,13 @@ def test_padding_and_dilation(padding, dilation):
     ],
     ids=str,
 )
-def test_windows(pool, window):
-    check(*make(2, 3, 11, 9, 10, 3, 3), padding=1, pool=pool, **window)
+def test_windows(pool, window, device):
+    check(*make(2, 3, 11, 9, 10, 3, 3, device=device), padding=1, pool=pool, **window)
 
 
 # The weight gradient of few input channels has a kernel of its own: filters fill vectors, taps come
 # in blocks of at most 4 x 4 and 12, rows and columns are sorted by their remainder to the stride.
+@pytest.mark.devices(simt_every=47)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(
     "window",
@@ -136,33 +142,35 @@ def test_windows(pool, window):
 @pytest.mark.parametrize(("taps", "stride"), [(3, 1), (5, 1), (7, 2)])
 @pytest.mark.parametrize("filters", [1, 7, 16, 33, 64])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_few_channels(channels, filters, taps, stride, window, layout):
-    tensors = make(2, channels, 21, 19, filters, taps, taps, layout=layout)
+def test_few_channels(channels, filters, taps, stride, window, layout, device):
+    tensors = make(2, channels, 21, 19, filters, taps, taps, layout=layout, device=device)
     check(*tensors, stride=stride, padding=taps // 2, **window)
 
 
 # Windows of up to a whole vector of 4, 8 or 16 positions and beyond, taps that no block divides.
+@pytest.mark.devices(simt_every=31)
 @pytest.mark.parametrize("window", [1, (1, 4), (4, 1), (2, 4), (4, 2), (4, 4), (1, 16), (16, 1), 5])
 @pytest.mark.parametrize("taps", [(1, 1), (1, 9), (9, 1), (2, 5), (11, 11)])
 @pytest.mark.parametrize("stride", [1, (2, 3), 4])
-def test_few_channels_odd_windows(stride, taps, window):
+def test_few_channels_odd_windows(stride, taps, window, device):
     size = (window, window) if isinstance(window, int) else window
     steps = (stride, stride) if isinstance(stride, int) else stride
     height, width = (
         tap + step * (2 * side + 1) for tap, step, side in zip(taps, steps, size, strict=True)
     )
-    tensors = make(2, 4, height, width, 96, *taps, groups=2)
+    tensors = make(2, 4, height, width, 96, *taps, groups=2, device=device)
     check(*tensors, stride=stride, groups=2, pool_size=window, pool_stride=1, ceil_mode=True)
 
 
 @pytest.mark.parametrize("dilation", [2, (1, 3)])
-def test_dilated_windows(dilation):
-    check(*make(2, 3, 11, 12, 10, 3, 3), padding=1, pool_dilation=dilation, pool_stride=1)
+def test_dilated_windows(dilation, device):
+    tensors = make(2, 3, 11, 12, 10, 3, 3, device=device)
+    check(*tensors, padding=1, pool_dilation=dilation, pool_stride=1)
 
 
 @pytest.mark.parametrize("groups", [2, 3, 6])
-def test_groups(groups):
-    check(*make(2, 6, 8, 8, 18, 3, 3, groups=groups), padding=1, groups=groups)
+def test_groups(groups, device):
+    check(*make(2, 6, 8, 8, 18, 3, 3, groups=groups, device=device), padding=1, groups=groups)
 
 
 # Depthwise filters have kernels whose lanes are channels: less than a vector, whole ones, one or
@@ -172,14 +180,17 @@ def check_depthwise(channels, taps=(3, 3), *, n=2, size=(11, 13), options=None, 
     check(*make(n, channels, *size, channels, *taps, groups=channels, **tensors), **options)
 
 
+@pytest.mark.devices(simt_every=29)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [2, 3, 16, 17, 33, 64, 70])
-def test_depthwise_layouts_and_dtypes(channels, dtype, layout):
-    check_depthwise(channels, dtype=dtype, layout=layout)
-    check_depthwise(channels, dtype=dtype, layout=layout, options={"padding": 0, "pool": "none"})
+def test_depthwise_layouts_and_dtypes(channels, dtype, layout, device):
+    of_tensors = {"dtype": dtype, "layout": layout, "device": device}
+    check_depthwise(channels, **of_tensors)
+    check_depthwise(channels, **of_tensors, options={"padding": 0, "pool": "none"})
 
 
+@pytest.mark.devices(simt_every=7)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("channels", [20, 32])
 @pytest.mark.parametrize(
@@ -200,19 +211,20 @@ def test_depthwise_layouts_and_dtypes(channels, dtype, layout):
     ],
     ids=str,
 )
-def test_depthwise_windows(options, channels, layout):
-    check_depthwise(channels, layout=layout, options=options)
+def test_depthwise_windows(options, channels, layout, device):
+    check_depthwise(channels, layout=layout, options=options, device=device)
 
 
 # The input gradient falls into phases of the stride, some of them without a tap, some without a
 # column; the weight gradient takes 25 or 12 taps at a time, of 7 columns at most.
+@pytest.mark.devices(simt_every=41)
 @pytest.mark.parametrize("taps", [(1, 1), (2, 4), (3, 3), (5, 5), (7, 7), (1, 8), (9, 2)])
 @pytest.mark.parametrize("stride", [1, 2, 3, (2, 1), (16, 17)])
 @pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
-def test_depthwise_filters(dilation, stride, taps):
+def test_depthwise_filters(dilation, stride, taps, device):
     options = {"stride": stride, "dilation": dilation, "pool": "none"}
-    check_depthwise(18, taps, size=(20, 22), options=options)
-    check_depthwise(18, taps, size=(20, 22), options=options | {"padding": 6})
+    for padding in ({}, {"padding": 6}):
+        check_depthwise(18, taps, size=(20, 22), options=options | padding, device=device)
 
 
 # Units of a few rows, of a few channels and of both.
@@ -243,8 +255,8 @@ def test_groups_of_few_filters_are_left_to_stock():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 257])
-def test_batches(batch):
-    check(*make(batch, 3, 5, 5, 8, 3, 3), padding=1)
+def test_batches(batch, device):
+    check(*make(batch, 3, 5, 5, 8, 3, 3, device=device), padding=1)
 
 
 def test_empty_batch():
@@ -255,52 +267,50 @@ def test_empty_batch():
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
-def test_unbatched():
-    x, weight, bias = make(1, 3, 6, 6, 8, 3, 3)
+def test_unbatched(device):
+    x, weight, bias = make(1, 3, 6, 6, 8, 3, 3, device=device)
     y = imgfast.conv_relu_pool(x[0], weight, bias)
     assert torch.equal(y, stock(x[0], weight, bias))
 
 
-def test_without_bias():
-    check(*make(2, 3, 8, 8, 10, 3, 3, bias=False), padding=1)
+def test_without_bias(device):
+    check(*make(2, 3, 8, 8, 10, 3, 3, bias=False, device=device), padding=1)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_first_of_equal_values_wins(training):
-    x = torch.zeros(1, 1, 4, 4)
-    weight = torch.ones(1, 1, 1, 1, requires_grad=training)
-    x.requires_grad_(training)
-    y = imgfast.conv_relu_pool(x, weight, torch.ones(1))
-    assert torch.equal(y, torch.ones(1, 1, 2, 2))
+def test_first_of_equal_values_wins(training, device):
+    x = torch.zeros(1, 1, 4, 4, device=device, requires_grad=training)
+    weight = torch.ones(1, 1, 1, 1, device=device, requires_grad=training)
+    y = ours(x, weight, torch.ones(1, device=device))
+    assert torch.equal(y.cpu(), torch.ones(1, 1, 2, 2))
     if training:
         y.sum().backward()
         first = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(2, 2)
-        assert torch.equal(x.grad[0, 0], first)
+        assert torch.equal(x.grad[0, 0].cpu(), first)
 
 
-def test_no_gradient_at_zero():
-    x = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    imgfast.conv_relu_pool(x, torch.ones(1, 1, 1, 1)).sum().backward()
+def test_no_gradient_at_zero(device):
+    x = torch.zeros(1, 1, 2, 2, device=device, requires_grad=True)
+    ours(x, torch.ones(1, 1, 1, 1, device=device), None).sum().backward()
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.devices(simt_every=7)
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh", "none"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("place", [(0, 0), (3, 2), (5, 5)])
 @pytest.mark.parametrize("pool", ["max", "none"])
-def test_not_finite(value, place, activation, pool):
-    x, weight, bias = make(1, 3, 6, 6, 18, 3, 3)
+def test_not_finite(value, place, activation, pool, device):
+    x, weight, bias = make(1, 3, 6, 6, 18, 3, 3, device=device)
     x[0, 1][place] = value
     options = {"padding": 1, "activation": activation, "pool": pool}
-    assert_near(
-        imgfast.conv_relu_pool(x, weight, bias, **options),
-        stock(x.double(), weight.double(), bias.double(), **options).float(),
-        "y",
-    )
+    wide = [t.double().cpu() for t in (x, weight, bias)]
+    y = imgfast.conv_relu_pool(x, weight, bias, **options)
+    assert_near(y, stock(*wide, **options).float(), "y")
 
 
-def test_gradient_of_infinity_stays_in_its_patch():
-    x, weight, _ = make(1, 3, 8, 8, 18, 3, 3)
+def test_gradient_of_infinity_stays_in_its_patch(device):
+    x, weight, _ = make(1, 3, 8, 8, 18, 3, 3, device=device)
     x.requires_grad_()
     y = imgfast.conv_relu_pool(x, weight, activation="none")
     grad_y = torch.zeros_like(y)
@@ -312,10 +322,11 @@ def test_gradient_of_infinity_stays_in_its_patch():
 # Any subset of (x, weight, bias).
 @pytest.mark.parametrize("subset", range(1, 8))
 @pytest.mark.parametrize("pool", POOLS)
-def test_only_what_is_asked_for(subset, pool):
-    tensors = make(2, 3, 6, 6, 10, 3, 3)
+def test_only_what_is_asked_for(subset, pool, device):
+    tensors = make(2, 3, 6, 6, 10, 3, 3, device=device)
     options = {"padding": 1, "pool": pool}
-    _, reference = gradients(stock, [t.double() for t in tensors], torch.ones_like, **options)
+    wide = [t.double().cpu() for t in tensors]
+    _, reference = gradients(stock, wide, torch.ones_like, **options)
     leaves = [t.requires_grad_(bool(subset >> i & 1)) for i, t in enumerate(tensors)]
     imgfast.conv_relu_pool(*leaves, **options).sum().backward()
     for i, (leaf, grad) in enumerate(zip(leaves, reference, strict=True)):
@@ -325,9 +336,10 @@ def test_only_what_is_asked_for(subset, pool):
             assert leaf.grad is None
 
 
-def test_what_is_kept_for_backward():
+@pytest.mark.devices("cpu", "cuda")  # seconds in the emulator
+def test_what_is_kept_for_backward(device):
     """x, weight and one byte a pooled output; stock keeps 5.6 times as much for this layer."""
-    x, weight, bias = make(2, 64, 32, 32, 128, 3, 3, layout="channels_last")
+    x, weight, bias = make(2, 64, 32, 32, 128, 3, 3, layout="channels_last", device=device)
     weight.requires_grad_()
     kept = {}
 
@@ -341,8 +353,8 @@ def test_what_is_kept_for_backward():
     assert sum(kept.values()) - outside == y.numel()
 
 
-def test_gradients_keep_layouts():
-    x, weight, bias = make(2, 8, 8, 8, 18, 3, 3, layout="channels_last")
+def test_gradients_keep_layouts(device):
+    x, weight, bias = make(2, 8, 8, 8, 18, 3, 3, layout="channels_last", device=device)
     weight = weight.contiguous(memory_format=torch.channels_last)
     _, (grad_x, grad_weight, _) = gradients(
         imgfast.conv_relu_pool, (x, weight, bias), torch.ones_like, padding=1
@@ -452,9 +464,10 @@ def test_errors_of_its_own():
         imgfast.conv_relu_pool(x.int(), weight.int(), None, algorithm="direct")
 
 
-def test_operator_guards_itself():
+@pytest.mark.devices("cpu", "cuda")  # the emulated operators are no guards
+def test_operator_guards_itself(device):
     """torch.ops.imgfast.conv_relu_pool may be called directly, with anything."""
-    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3)
+    x, weight, bias = make(1, 3, 8, 8, 8, 3, 3, device=device)
     geometry = [1, 1, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0, 1, 0, 0]
     call = torch.ops.imgfast.conv_relu_pool
     assert torch.equal(call(x, weight, bias, geometry, False)[0], stock(x, weight, bias))
@@ -504,12 +517,12 @@ def test_accuracy_is_stocks_or_better():
         assert ours <= 2 * theirs + 2**-23 * wide.abs().max()
 
 
-def test_layer_is_a_drop_in():
+def test_layer_is_a_drop_in(device):
     options = {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"}
-    layer = imgfast.nn.ConvReLUPool2d(3, 10, **options)
-    conv = torch.nn.Conv2d(3, 10, **options)
+    layer = imgfast.nn.ConvReLUPool2d(3, 10, **options, device=device)
+    conv = torch.nn.Conv2d(3, 10, **options, device=device)
     conv.load_state_dict(layer.state_dict())
-    x = exact((2, 3, 8, 8), 0)
+    x = exact((2, 3, 8, 8), 0).to(device)
     expected = torch.nn.functional.max_pool2d(conv(x).relu(), 2)
     torch.testing.assert_close(layer(x), expected)
     assert "activation=relu, pool=max, pool_size=2" in repr(layer)

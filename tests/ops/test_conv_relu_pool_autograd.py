@@ -18,10 +18,10 @@ KERNELS = [  # every combination that has gradient kernels
 WINDOWS = [{}, {"pool_size": 3, "pool_stride": 2, "pool_padding": 1}]
 
 
-def differentiable(n=2, c=3, size=6, k=4, dtype=torch.float64):
+def differentiable(n=2, c=3, size=6, k=4, dtype=torch.float64, device="cpu"):
     torch.manual_seed(0)
     shapes = ((n, c, size, size), (k, c, 3, 3), (k,))
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    return [torch.randn(shape, dtype=dtype).to(device).requires_grad_() for shape in shapes]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -49,9 +49,10 @@ def test_gradcheck_of_the_stock_route(activation):
     assert gradgradcheck(function, differentiable(), fast_mode=True)
 
 
+@pytest.mark.devices("cpu", "cuda")  # the emulated operators make layouts of their own
 @pytest.mark.parametrize("pool", ["max", "avg", "none"])
-def test_opcheck(pool):
-    tensors = differentiable(dtype=torch.float32)
+def test_opcheck(pool, device):
+    tensors = differentiable(dtype=torch.float32, device=device)
     geometry = spec_of(*_bind(pool=pool, padding=1)).geometry(tensors[1].shape)
     codes = pool != "none"
     opcheck(torch.ops.imgfast.conv_relu_pool, (*tensors, geometry, codes))
@@ -62,9 +63,10 @@ def test_opcheck(pool):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_operator_is_differentiable_by_itself(layout):
+def test_operator_is_differentiable_by_itself(layout, device):
     """opcheck passes operators whose gradient is dropped in silence; numbers do not."""
-    x, weight, bias = (t.requires_grad_() for t in make(2, 3, 8, 8, 8, 3, 3, layout=layout))
+    tensors = make(2, 3, 8, 8, 8, 3, 3, layout=layout, device=device)
+    x, weight, bias = (t.requires_grad_() for t in tensors)
     geometry = spec_of(*_bind()).geometry(weight.shape)
     y, _ = torch.ops.imgfast.conv_relu_pool(x, weight, bias, geometry, True)
     grads = torch.autograd.grad(y.sum(), (x, weight, bias))
@@ -177,10 +179,10 @@ def test_third_derivative():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
-    x, weight, bias = make(2, 3, 8, 8, 8, 3, 3)
+def test_autocast(dtype, device):
+    x, weight, bias = make(2, 3, 8, 8, 8, 3, 3, device=device)
     weight.requires_grad_()
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(device.type, dtype=dtype):
         y, expected = imgfast.conv_relu_pool(x, weight, bias), stock(x, weight, bias)
         assert y.dtype == expected.dtype == dtype
         torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
@@ -199,16 +201,10 @@ def test_deterministic_algorithms_are_no_obstacle():
         torch.use_deterministic_algorithms(False)
 
 
-def test_in_place_change_after_forward_is_an_error():
-    x, weight, bias = make(2, 3, 8, 8, 8, 3, 3)
+def test_in_place_change_after_forward_is_an_error(device):
+    x, weight, bias = make(2, 3, 8, 8, 8, 3, 3, device=device)
     weight.requires_grad_()
     y = imgfast.conv_relu_pool(x, weight, bias)
     x.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_runs_stock():
-    x, weight, bias = (t.cuda() for t in make(2, 3, 8, 8, 8, 3, 3))
-    torch.testing.assert_close(imgfast.conv_relu_pool(x, weight, bias), stock(x, weight, bias))

@@ -91,37 +91,42 @@ def test_forward_mode():
     torch.testing.assert_close(results[0].tangent, results[1].tangent)
 
 
-def operator_arguments(shape, probabilities, reduction, dtype=torch.float32, float_loss=False):
-    logits, target, weight = make(shape, probabilities=probabilities, dtype=dtype)
+def operator_arguments(
+    shape, probabilities, reduction, dtype=torch.float32, float_loss=False, device="cpu"
+):
+    logits, target, weight = make(shape, probabilities=probabilities, dtype=dtype, device=device)
     other = None if probabilities else target.flip(0)
     options = (reduction, -100, 0.1, 0.3, 1e-3)
     return (logits.requires_grad_(), target, other, weight, *options, float_loss, False)
 
 
+@pytest.mark.devices("cpu", "cuda")  # the emulated operators make layouts of their own
 @pytest.mark.parametrize("shape", [(7,), (2, 130, 3)])
 @pytest.mark.parametrize("reduction", [0, 1])
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_opcheck(probabilities, reduction, shape):
-    for dtype in (torch.float64, torch.bfloat16):
+def test_opcheck(probabilities, reduction, shape, device):
+    wide = torch.float32 if device.type == "cuda" else torch.float64
+    for dtype in (wide, torch.bfloat16):
         arguments = operator_arguments(
-            shape, probabilities, reduction, dtype, dtype == torch.bfloat16
+            shape, probabilities, reduction, dtype, dtype == torch.bfloat16, device
         )
         torch.library.opcheck(OPS.cross_entropy.default, arguments)
         loss, stats = OPS.cross_entropy(*arguments)
         plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
         torch.library.opcheck(OPS.cross_entropy_with_gradient.default, plain)
-        for grad_lse in (None, torch.ones(rows_of(shape), dtype=stats.dtype)):
+        for grad_lse in (None, stats.new_ones(rows_of(shape))):
             torch.library.opcheck(
                 OPS.cross_entropy_backward.default,
                 (torch.ones_like(loss).detach(), grad_lse, *plain[:4], stats.detach(), *plain[4:9]),
             )
 
 
+@pytest.mark.devices("cpu", "cuda")  # as above
 @pytest.mark.parametrize(
     "layout", ["contiguous", "channels_last", "transposed", "padded", "strided", "swapped"]
 )
-def test_opcheck_of_strides(layout):
-    logits, target, _ = make((2, 5, 3, 4))
+def test_opcheck_of_strides(layout, device):
+    logits, target, _ = make((2, 5, 3, 4), device=device)
     logits = lay_out(logits, layout).requires_grad_()
     arguments = (logits, target, None, None, 1, -100, 0.0, 1.0, 0.0, False, True)
     torch.library.opcheck(OPS.cross_entropy.default, arguments)
@@ -213,9 +218,9 @@ def saved_bytes(function, *args, **kwargs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(7000, 10), (70, 1000), (2, 19, 64, 64)])
-def test_saved_bytes(shape, dtype):
+def test_saved_bytes(shape, dtype, device):
     """Beside the arguments, 8 bytes a row and the divisor."""
-    logits, target, weight = make(shape, dtype=dtype)
+    logits, target, weight = make(shape, dtype=dtype, device=device)
     logits.requires_grad_()
     arguments = sum(t.numel() * t.element_size() for t in (logits, target, weight))
     saved = saved_bytes(cross_entropy, logits, target, weight)
@@ -224,8 +229,8 @@ def test_saved_bytes(shape, dtype):
         assert saved < saved_bytes(F.cross_entropy, logits, target, weight) + arguments
 
 
-def test_overwritten_logits_are_noticed():
-    logits, target, _ = make((7000, 10))
+def test_overwritten_logits_are_noticed(device):
+    logits, target, _ = make((7000, 10), device=device)
     hidden = logits.requires_grad_() * 1
     loss = cross_entropy(hidden, target)
     hidden.zero_()
@@ -246,8 +251,8 @@ def test_overwritten_logits_of_a_small_call_do_not_matter():
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
 
 
-def test_backward_twice():
-    logits, target, _ = make((6, 5))
+def test_backward_twice(device):
+    logits, target, _ = make((6, 5), device=device)
     logits.requires_grad_()
     loss = cross_entropy(logits, target)
     (first,) = torch.autograd.grad(loss, logits, retain_graph=True)

@@ -17,15 +17,15 @@ SHAPES = [(13,), (37, 11), (5, 4200), (9, 3), (2, 5, 7), (2, 19, 3, 17), (2, 60,
 LAYOUTS = ["contiguous", "channels_last", "padded", "strided"]
 
 
-def pair_of(shape, dtype=torch.float32, ignored=True):
+def pair_of(shape, dtype=torch.float32, ignored=True, device="cpu"):
     """Logits, two targets, and weight; the targets agree here and there."""
     logits, first, weight = make(shape, dtype=dtype, ignored=ignored)
     _, second, _ = make(shape, ignored=ignored, seed=1)
     if first.dim():
         second = torch.where(torch.arange(first.numel()).view(first.shape) % 5 == 0, first, second)
     else:
-        first = first.abs() % shape[0]
-    return logits, first, second.abs() % shape[0] if not second.dim() else second, weight
+        first, second = first.abs() % shape[0], second.abs() % shape[0]
+    return tuple(t.to(device) for t in (logits, first, second, weight))
 
 
 def expected_loss(logits, target, weight, z_loss=0.0, **options):
@@ -67,9 +67,8 @@ def check(logits, target, weight=None, grad_in_forward=False, **options):
             cross_entropy(logits, target, weight, **options), loss, equal_nan=True
         )
     # Powers of two: a gradient of forward is rounded before it is multiplied.
-    grad = (
-        2 ** torch.randint(-1, 2, loss.shape, generator=torch.Generator().manual_seed(0)).double()
-    )
+    power = torch.randint(-1, 2, loss.shape, generator=torch.Generator().manual_seed(0))
+    grad = 2 ** power.double().to(loss.device)
     wide = logits.detach().double().requires_grad_()
     wide_target = target
     if isinstance(target, torch.Tensor) and target.is_floating_point():
@@ -77,7 +76,7 @@ def check(logits, target, weight=None, grad_in_forward=False, **options):
     exact = expected_loss(wide, wide_target, None if weight is None else weight.double(), **options)
     close(loss.detach(), exact.detach(), logits.dtype)
     (got,) = torch.autograd.grad(loss, logits, grad.to(loss.dtype))
-    (exact_grad,) = torch.autograd.grad(exact, wide, grad.double())
+    (exact_grad,) = torch.autograd.grad(exact, wide, grad)
     close(got, exact_grad, logits.dtype)
     assert got.stride() == torch.empty_like(logits).stride()
 
@@ -93,43 +92,50 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.devices(simt_every=11)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pair_of_targets(shape, options, weighted, grad_in_forward, dtype):
-    logits, first, second, weight = pair_of(shape, dtype)
+def test_pair_of_targets(shape, options, weighted, grad_in_forward, dtype, device):
+    logits, first, second, weight = pair_of(shape, dtype, device=device)
     check(logits, (first, second, 0.3), weight if weighted else None, grad_in_forward, **options)
 
 
+@pytest.mark.devices(simt_every=17)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kind", ["class", "probability"])
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_target(shape, options, weighted, grad_in_forward, kind, dtype):
+def test_one_target(shape, options, weighted, grad_in_forward, kind, dtype, device):
     logits, target, weight = make(
-        shape, probabilities=kind == "probability", ignored=len(shape) > 1, dtype=dtype
+        shape,
+        probabilities=kind == "probability",
+        ignored=len(shape) > 1,
+        dtype=dtype,
+        device=device,
     )
     check(logits, target, weight if weighted else None, grad_in_forward, **options)
 
 
 # Few rows are shared out by classes, from 32768 on: the second count leaves parts of unequal size.
+@pytest.mark.devices(simt_every=23)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", [(32768,), (1, 32769), (15, 33000), (16, 33000)])
-def test_parts_of_the_classes(shape, options, grad_in_forward, dtype):
-    logits, first, second, weight = pair_of(shape, dtype)
+def test_parts_of_the_classes(shape, options, grad_in_forward, dtype, device):
+    logits, first, second, weight = pair_of(shape, dtype, device=device)
     check(logits, (first, second, 0.3), weight, grad_in_forward, **options)
     check(logits, first, weight, grad_in_forward, **options)
 
 
-def test_parts_of_the_classes_without_a_finite_logit():
+def test_parts_of_the_classes_without_a_finite_logit(device):
     """The first part, the last, and all of them; and where the target is one of those."""
-    logits, target, weight = make((8, 70000))
+    logits, target, weight = make((8, 70000), device=device)
     logits[0, :30000] = logits[1, 40000:] = logits[2] = -INF
     logits[3, 69999], logits[4, 3] = INF, NAN
     target[:] = torch.tensor([69999, 3, 5, 7, 9, 11, -100, 35000])
@@ -138,8 +144,8 @@ def test_parts_of_the_classes_without_a_finite_logit():
         check(logits, target, weight, reduction="none", **options)
 
 
-def test_parts_of_the_classes_are_told_of_by_the_extras():
-    logits, target, _ = make((5, 100000))
+def test_parts_of_the_classes_are_told_of_by_the_extras(device):
+    logits, target, _ = make((5, 100000), device=device)
     target[0], target[1] = logits[0].argmax(), -100
     logits[2, 99999] = logits[2, 7] = 100  # the first of equals
     target[2], target[3] = 99999, 99999
@@ -147,6 +153,10 @@ def test_parts_of_the_classes_are_told_of_by_the_extras():
     _, lse, correct = cross_entropy(logits, target, return_lse=True, return_correct=True)
     torch.testing.assert_close(lse, logits.logsumexp(1))
     assert correct.tolist() == [True, False, False, True, logits[4].argmax() == target[4]]
+
+
+def test_the_last_part_of_the_classes_checks_targets():
+    logits, target, _ = make((5, 100000))
     target[4] = 100000
     with pytest.raises(IndexError, match="Target 100000 is out of bounds"):
         cross_entropy(logits, target)
@@ -155,23 +165,23 @@ def test_parts_of_the_classes_are_told_of_by_the_extras():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 @pytest.mark.parametrize("shape", [(37, 11), (5, 420), (2, 19, 3, 17), (2, 60, 3, 3)])
-def test_layouts(shape, grad_in_forward, layout):
-    logits, first, second, weight = pair_of(shape)
+def test_layouts(shape, grad_in_forward, layout, device):
+    logits, first, second, weight = pair_of(shape, device=device)
     logits = lay_out(logits, layout)
     check(logits, (first, second, 0.6), weight, grad_in_forward, z_loss=0.1)
     check(logits, first, weight, grad_in_forward, label_smoothing=0.1)
 
 
-def test_lam_at_its_ends_is_one_target():
-    logits, first, second, _ = pair_of((20, 7))
+def test_lam_at_its_ends_is_one_target(device):
+    logits, first, second, _ = pair_of((20, 7), device=device)
     for lam, target in ((1, first), (0, second), (1.0, first)):
         torch.testing.assert_close(
             cross_entropy(logits, (first, second, lam)), F.cross_entropy(logits, target)
         )
 
 
-def test_targets_of_a_pair_are_ignored_apart():
-    logits, first, second, weight = pair_of((6, 5), ignored=False)
+def test_targets_of_a_pair_are_ignored_apart(device):
+    logits, first, second, weight = pair_of((6, 5), ignored=False, device=device)
     first[:3], second[2:] = -100, -100
     for reduction in ("none", "mean", "sum"):
         check(logits, (first, second, 0.25), weight, reduction=reduction, z_loss=0.1)
@@ -181,12 +191,14 @@ def test_targets_of_a_pair_are_ignored_apart():
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (40, 300)])
-def test_infinite_logits_beside_a_pair(shape):
-    logits, first, second, _ = pair_of(shape, ignored=False)
-    logits[torch.arange(40), (torch.maximum(first, second) + 1) % shape[1]] = -INF
+def test_infinite_logits_beside_a_pair(shape, device):
+    logits, first, second, _ = pair_of(shape, ignored=False, device=device)
+    other = (torch.maximum(first, second) + 1) % shape[1]
+    logits[torch.arange(40, device=device), other] = -INF
     check(logits, (first, second, 0.4), reduction="none")
 
 
+# On the CPU alone: a kernel on a GPU stops by an assertion, after which the process has no GPU.
 @pytest.mark.parametrize("bad", [-1, 7])
 @pytest.mark.parametrize("grad_in_forward", [False, True])
 def test_every_target_is_checked(bad, grad_in_forward):
@@ -200,8 +212,8 @@ def test_every_target_is_checked(bad, grad_in_forward):
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_lse(shape, dtype):
-    logits, target, weight = make(shape, ignored=len(shape) > 1, dtype=dtype)
+def test_lse(shape, dtype, device):
+    logits, target, weight = make(shape, ignored=len(shape) > 1, dtype=dtype, device=device)
     logits.requires_grad_()
     loss, lse = cross_entropy(logits, target, weight, return_lse=True, label_smoothing=0.1)
     wide = logits.detach().double().requires_grad_()
@@ -210,7 +222,7 @@ def test_lse(shape, dtype):
     close(lse.detach(), exact.detach(), torch.float64 if dtype == torch.float64 else torch.float32)
 
     exact_loss = F.cross_entropy(wide, target, weight.double(), label_smoothing=0.1)
-    grad = torch.randint(-3, 4, exact.shape, generator=torch.Generator().manual_seed(0))
+    grad = torch.randint(-3, 4, exact.shape, generator=torch.Generator().manual_seed(0)).to(device)
     for ours, theirs in (
         ((lse * grad).sum(), (exact * grad).sum()),
         (3 * loss.double() + (lse * grad).sum(), 3 * exact_loss + (exact * grad).sum()),
@@ -220,9 +232,10 @@ def test_lse(shape, dtype):
         close(got, expected, dtype)
 
 
-def test_lse_of_infinities():
+def test_lse_of_infinities(device):
     logits = torch.tensor([[-INF, -INF, -INF], [1.0, -INF, 2.0], [INF, 0.0, 1.0], [NAN, 0.0, 1.0]])
-    _, lse = cross_entropy(logits, torch.zeros(4, dtype=torch.int64), return_lse=True)
+    logits, target = logits.to(device), torch.zeros(4, dtype=torch.int64, device=device)
+    _, lse = cross_entropy(logits, target, return_lse=True)
     assert lse[0] == -INF
     torch.testing.assert_close(lse[1], logits[1].logsumexp(0))
     assert lse[3].isnan()
@@ -231,38 +244,41 @@ def test_lse_of_infinities():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES[1:])
-def test_correct(shape, layout, dtype):
+def test_correct(shape, layout, dtype, device):
     logits, target, _ = make(shape, ignored=True)
     logits = logits.round().to(dtype)  # many are equal
     some = torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) < 0.6
     some.view(-1)[:2] = torch.tensor([True, False])
     target = torch.where(some, logits.argmax(1), target)
     target.view(-1)[1] = (logits.argmax(1).view(-1)[1] + 1) % shape[1]
+    expected = ((logits.argmax(1) == target) & (target != -100)).to(device)
+    logits, target = logits.to(device), target.to(device)
     for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none"}):
         loss, correct = cross_entropy(
             lay_out(logits, layout), target, return_correct=True, **options
         )
         assert correct.dtype == torch.bool
-        assert torch.equal(correct, (logits.argmax(1) == target) & (target != -100))
+        assert torch.equal(correct, expected)
         close(loss, F.cross_entropy(logits.double(), target, **options), dtype)
     assert 0 < correct.sum() < correct.numel()
 
 
 @pytest.mark.parametrize("classes", [5, 300])
-def test_the_first_of_equal_logits_is_the_answer(classes):
-    logits = torch.zeros(classes, classes)
-    _, correct = cross_entropy(logits, torch.arange(classes), return_correct=True)
+def test_the_first_of_equal_logits_is_the_answer(classes, device):
+    logits = torch.zeros(classes, classes, device=device)
+    target = torch.arange(classes, device=device)
+    _, correct = cross_entropy(logits, target, return_correct=True)
     assert correct.nonzero().tolist() == [[0]]
     logits[2:] = -INF
-    _, correct = cross_entropy(logits.t(), torch.full((classes,), 1), return_correct=True)
+    _, correct = cross_entropy(logits.t(), torch.full_like(target, 1), return_correct=True)
     assert not correct.any()
     logits[:, 1] = NAN
-    _, correct = cross_entropy(logits, torch.full((classes,), 1), return_correct=True)
+    _, correct = cross_entropy(logits, torch.full_like(target, 1), return_correct=True)
     assert not correct.any()
 
 
-def test_everything_at_once():
-    logits, target, weight = make((300, 10), ignored=True)
+def test_everything_at_once(device):
+    logits, target, weight = make((300, 10), ignored=True, device=device)
     logits.requires_grad_()
     loss, lse, correct = cross_entropy(
         logits, target, weight, z_loss=0.1, return_lse=True, return_correct=True
@@ -280,9 +296,9 @@ def test_everything_at_once():
 # --- gradient in the forward pass -----------------------------------------------------------------
 
 
-def test_gradient_of_forward_is_that_of_backward():
+def test_gradient_of_forward_is_that_of_backward(device):
     for shape in ((300, 10), (200, 1000), (2, 19, 30, 31), (64, 5000)):
-        logits, target, weight = make(shape, ignored=True)
+        logits, target, weight = make(shape, ignored=True, device=device)
         logits.requires_grad_()
         results = []
         for grad_in_forward in (False, True):
@@ -308,8 +324,8 @@ def test_gradient_of_forward_in_large_chunks_and_threads():
     close(results[0], expected.double(), torch.float32)
 
 
-def test_gradient_of_forward_keeps_no_logits():
-    logits, target, _ = make((100, 10))
+def test_gradient_of_forward_keeps_no_logits(device):
+    logits, target, _ = make((100, 10), device=device)
     logits.requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -321,8 +337,8 @@ def test_gradient_of_forward_keeps_no_logits():
     assert logits.grad.abs().max() > 0
 
 
-def test_gradient_of_forward_is_for_once():
-    logits, target, _ = make((100, 10))
+def test_gradient_of_forward_is_for_once(device):
+    logits, target, _ = make((100, 10), device=device)
     logits.requires_grad_()
     loss = cross_entropy(logits, target, grad_in_forward=True)
     loss.backward(retain_graph=True)
@@ -333,8 +349,8 @@ def test_gradient_of_forward_is_for_once():
         torch.autograd.grad(loss, logits, create_graph=True)
 
 
-def test_gradient_of_forward_where_more_is_needed():
-    logits, target, weight = make((10, 4), probabilities=True)
+def test_gradient_of_forward_where_more_is_needed(device):
+    logits, target, weight = make((10, 4), probabilities=True, device=device)
     logits.requires_grad_()
     target.requires_grad_()
     loss = cross_entropy(logits, target, weight, grad_in_forward=True)
@@ -347,10 +363,10 @@ def test_gradient_of_forward_where_more_is_needed():
         assert not cross_entropy(logits, target, grad_in_forward=True).requires_grad
 
 
-def test_gradient_of_a_small_call_comes_with_the_loss():
+def test_gradient_of_a_small_call_comes_with_the_loss(device):
     """And is the same where it has been given away, changed by the caller, or is scaled."""
     for shape in ((128, 10), (64, 300)):
-        logits, target, weight = make(shape, ignored=True)
+        logits, target, weight = make(shape, ignored=True, device=device)
         logits.requires_grad_()
         loss = cross_entropy(logits, target, weight, label_smoothing=0.1)
         (exact,) = torch.autograd.grad(
@@ -461,11 +477,11 @@ def test_compile_gives_the_same_numbers(grad_in_forward, dynamic):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_autocast(dtype):
-    logits, first, second, _ = pair_of((30, 9), dtype)
+def test_autocast(dtype, device):
+    logits, first, second, _ = pair_of((30, 9), dtype, device=device)
     logits.requires_grad_()
     for grad_in_forward in (False, True):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             loss = cross_entropy(
                 logits, (first, second, 0.3), z_loss=0.1, grad_in_forward=grad_in_forward
             )
@@ -554,8 +570,8 @@ def test_shapes_of_a_pair_raise_what_torch_raises():
         assert str(got.value) == str(expected.value)
 
 
-def test_module():
-    logits, first, second, weight = pair_of((30, 9))
+def test_module(device):
+    logits, first, second, weight = pair_of((30, 9), device=device)
     logits.requires_grad_()
     loss = imgfast.nn.CrossEntropyLoss(weight, z_loss=0.1, grad_in_forward=True)
     expected = expected_loss(logits, (first, second, 0.3), weight, z_loss=0.1)

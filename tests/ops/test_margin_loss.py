@@ -41,15 +41,18 @@ LOSSES = [(arcface_loss, arcface_reference), (cosface_loss, cosface_reference)]
 losses = pytest.mark.parametrize(("loss", "reference"), LOSSES)
 
 
+@pytest.mark.devices(simt_every=7)
 @losses
 @pytest.mark.parametrize("small", [0, 1 << 20])  # by tiles, and as the composition
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_options(monkeypatch, weighted, smoothing, reduction, dtype, small, loss, reference):
+def test_options(
+    monkeypatch, weighted, smoothing, reduction, dtype, small, loss, reference, device
+):
     monkeypatch.setattr(route, "SMALL", small)
-    input, linear_weight, _, target, weight = make(ignored=True, dtype=dtype)
+    input, linear_weight, _, target, weight = make(ignored=True, dtype=dtype, device=device)
     check(
         input,
         linear_weight,

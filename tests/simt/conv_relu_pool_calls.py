@@ -6,18 +6,28 @@ ties, and a wrong position of a maximum cannot hide behind rounding.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import simt
 import torch
+from torch._prims_common import suggest_memory_format
 
 import imgfast  # noqa: F401  registers the operators that the codes are compared with
 from imgfast.ops.conv_relu_pool import _bind
-from imgfast.ops.conv_relu_pool_route import spec_of
+from imgfast.ops.conv_relu_pool_route import Spec, spec_of
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
 KERNELS = ("none", "simt", "simt_few", "mma", "mma_wide", "mma_few")  # ConvKernel's order
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # DType's numbers
+RUN_OPTIONS = ("kernel", "module", "profile", "seed", "preempt")  # of forward
+POOLS = {  # one of each kind of Pooling
+    "none": {"pool": "none"},
+    "quad": {"pool": "max", "pool_size": 2},
+    "window": {"pool": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+}
+NARROW = (torch.bfloat16, torch.float16)
+SEEDS = (0, 1, 2)  # of the emulator's schedules
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
@@ -37,6 +47,11 @@ class Answer(NamedTuple):
     profile: simt.Profile
 
 
+@functools.cache
+def kernels():
+    return simt.load("conv_relu_pool")
+
+
 def exact(shape, seed, dtype=torch.float32, top=6):
     """Multiples of 1/4 in [-top / 4, top / 4]."""
     generator = torch.Generator().manual_seed(seed)
@@ -51,44 +66,69 @@ def make(n, c, h, w, k, r, s, *, groups=1, dtype=torch.float32, channels_last=Tr
     return x, weight.contiguous(memory_format=layout), exact((k,), seed + 2, dtype)
 
 
-def _memory(t):
-    """All of a tensor's memory, as one dimension."""
-    assert t.storage_offset() == 0
-    size = t.untyped_storage().nbytes() // t.element_size()
-    return t.as_strided((size,), (1,))
+def layout_of(*tensors):
+    """channels_last if torch would call one of them so."""
+    last = any(suggest_memory_format(t) == torch.channels_last for t in tensors)
+    return torch.channels_last if last else torch.contiguous_format
 
 
-def run(
-    x, weight, bias, *, kernel=None, module=None, tf32=False, save_codes=None, profile=False, **args
-):
+def empty_answer(x, weight, spec):
+    """y, in the layout that answers_channels_last tells in csrc/conv_relu_pool_call.h."""
+    shape = conv_relu_pool_stock(x.to("meta"), weight.to("meta"), None, spec).shape
+    both = shape[1] == 1 or spec.conv_size(x.shape, weight.shape) == [1, 1]
+    layout = layout_of(x, weight)
+    if both and spec.activation != "none":
+        layout = torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, memory_format=layout)
+
+
+def run(x, weight, bias, *, tf32=False, save_codes=None, **args):
     """y, codes and plan of the kernel of that name, or of the one that is chosen.
 
     Args:
         save_codes: by default wherever there are codes.
-        module: of another binding with the same functions.
-        args: seed and preempt, for the emulator; else as of ``imgfast.ops.conv_relu_pool``.
+        args: those of :func:`forward`, and those of ``imgfast.ops.conv_relu_pool``.
     """
-    module = module or simt.load("conv_relu_pool")
-    options = {name: args.pop(name) for name in ("seed", "preempt") if name in args}
+    options = {name: args.pop(name) for name in RUN_OPTIONS if name in args}
     spec = spec_of(*_bind(**args))
-    like = conv_relu_pool_stock(x.double(), weight.double(), None, spec)
-    last = x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 1
-    layout = torch.channels_last if last else torch.contiguous_format
-    y = torch.empty(like.shape, dtype=x.dtype, memory_format=layout)
     positions = spec.pool_size[0] * spec.pool_size[1]
     if save_codes is None:
         save_codes = spec.pool == "max" or (spec.pool == "avg" and positions <= 8)
+    geometry = spec.geometry(weight.shape, allow_tf32=tf32)
+    return forward(x, weight, bias, geometry, save_codes, **options)
+
+
+def forward(
+    x,
+    weight,
+    bias,
+    geometry,
+    save_codes,
+    *,
+    kernel=None,
+    module=None,
+    profile=False,
+    **options,
+):
+    """Of the arguments of torch.ops.imgfast.conv_relu_pool.
+
+    Args:
+        kernel: a name, if not that of the kernel that is chosen.
+        module: of another binding with the same functions.
+        options: seed and preempt, for the emulator.
+    """
+    module = module or kernels()
+    y = empty_answer(x, weight, Spec.of_geometry(geometry))
     n, k, ph, pw = y.shape
     codes = torch.empty((n, ph, pw, k), dtype=torch.uint8) if save_codes else None
 
     sizes = torch.tensor([*x.shape, k, *weight.shape[2:]])
     strides = torch.tensor([*x.stride(), *weight.stride(), *y.stride()])
-    geometry = torch.tensor(spec.geometry(weight.shape, allow_tf32=tf32))
     chosen = -1 if kernel is None else KERNELS.index(kernel)
-    head = (sizes, strides, geometry, DTYPES[x.dtype], chosen)
-    data = (_memory(x), _memory(weight))
+    head = (sizes, strides, torch.tensor(geometry), DTYPES[x.dtype], chosen)
+    data = (simt.memory_of(x), simt.memory_of(weight))
     told = torch.zeros(6, dtype=torch.int64)
-    module.run("plan_conv_relu_pool", *head, *data, simt.out(_memory(y), True), simt.inout(told))
+    module.run("plan_conv_relu_pool", *head, *data, simt.out(y, True), simt.inout(told))
     plan = Plan(KERNELS[told[0]], *told[1:].tolist())
     if plan.kernel == "none":
         return Answer(y, codes, plan, simt.Profile(()))
@@ -98,7 +138,7 @@ def run(
         *head,
         *data,
         bias,
-        simt.out(_memory(y)),
+        simt.out(y),
         None if codes is None else simt.out(codes),
         None if workspace is None else simt.out(workspace),
         profile=profile,
@@ -111,7 +151,7 @@ def check(x, weight, bias, *, kernel=None, **args):
     """Runs and compares: y with stock in float64, codes with the CPU's kernels in float64."""
     answer = run(x, weight, bias, kernel=kernel, **args)
     assert answer.plan.kernel == kernel or kernel is None
-    for name in ("tf32", "save_codes", "profile", "module", "seed", "preempt"):
+    for name in ("tf32", "save_codes", *RUN_OPTIONS):
         args.pop(name, None)
     spec = spec_of(*_bind(**args))
     wide = [None if t is None else t.double() for t in (x, weight, bias)]

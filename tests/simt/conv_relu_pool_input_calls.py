@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import simt
 import torch
-from conv_relu_pool_calls import DTYPES, KERNELS, TOLERANCE, _memory
-from conv_relu_pool_weight_calls import inputs
+from conv_relu_pool_calls import DTYPES, KERNELS, layout_of
+from conv_relu_pool_gradient_calls import assert_near, inputs, references
 
 from imgfast.ops.conv_relu_pool_route import needs_y
-from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
 
 class Plan(NamedTuple):
@@ -28,12 +28,9 @@ class Answer(NamedTuple):
     profile: simt.Profile
 
 
-def reference(given):
-    """The gradient by stock's operators in float64."""
-    x, weight, bias, grad_y = (t.double() for t in given[:4])
-    x.requires_grad_()
-    y = conv_relu_pool_stock(x, weight, bias, given.spec)
-    return torch.autograd.grad(y, x, grad_y)[0]
+@functools.cache
+def kernels():
+    return simt.load("conv_backward_input")
 
 
 def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options):
@@ -43,13 +40,14 @@ def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options
         module: of another binding with the same functions.
         options: seed and preempt, for the emulator.
     """
-    module = module or simt.load("conv_backward_input")
+    module = module or kernels()
     x, weight, _, grad_y, y, codes, spec = given
-    grad_x = torch.empty_like(x)
-    strides = [grad_y.stride(), y.stride(), weight.stride(), grad_x.stride()]
+    y = y if needs_y(spec) else None
+    grad_x = torch.empty_like(x, memory_format=layout_of(x, weight))
+    views = (grad_y, grad_y if y is None else y, weight, grad_x)
     head = (
         torch.tensor([*x.shape, weight.shape[0], *weight.shape[2:]]),
-        torch.tensor(strides),
+        torch.tensor([t.stride() for t in views]),
         torch.tensor(spec.geometry(weight.shape, allow_tf32=tf32)),
         DTYPES[x.dtype],
         -1 if kernel is None else KERNELS.index(kernel),
@@ -62,11 +60,11 @@ def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options
     counted = module.run(
         "conv_backward_input",
         *head,
-        _memory(grad_y),
-        _memory(y) if needs_y(spec) else None,
+        simt.memory_of(grad_y),
+        None if y is None else simt.memory_of(y),
         codes,
-        _memory(weight),
-        simt.out(_memory(grad_x)),
+        simt.memory_of(weight),
+        simt.out(grad_x),
         simt.out(torch.empty(max(plan.workspace, 1), dtype=torch.uint8), True),
         profile=profile,
         **options,
@@ -75,15 +73,7 @@ def run(given, *, kernel=None, module=None, tf32=False, profile=False, **options
 
 
 def compare(answer, given):
-    tolerance = TOLERANCE[given.x.dtype]
-    if given.spec.activation in ("sigmoid", "tanh"):
-        tolerance *= 4  # y has been rounded, too
-    expected = reference(given)
-    finite = expected[expected.isfinite()]
-    most = finite.abs().max().item() if finite.numel() else 1.0
-    torch.testing.assert_close(
-        answer.grad_x.double(), expected, rtol=tolerance, atol=tolerance * most, equal_nan=True
-    )
+    assert_near(answer.grad_x, *references(given, "x"), given)
 
 
 def check(*shape, kernel=None, run_options=(), **options):

@@ -1,5 +1,6 @@
 """Calls of cross_entropy's kernels under the emulator, and what they must give, in float64."""
 
+import functools
 from typing import NamedTuple
 
 import simt
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 STAGED, WARP, BLOCK, PLANES, WIDE_PLANES = range(5)  # CrossEntropyKernel
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # DType
-NO_VIEW = (None, 0, 0, 0, 0)
+NO_VIEW = (None, 0, 0, 0)
+MOST_PARTS = 512  # of all rows together, by the plans that are chosen: twice kBusyBlocks
 
 
 class Call(NamedTuple):
@@ -36,6 +38,11 @@ class Call(NamedTuple):
         return torch.float32 if self.float_loss else self.x.dtype
 
 
+@functools.cache
+def kernels():
+    return simt.load("cross_entropy")
+
+
 class Result(NamedTuple):
     loss: torch.Tensor | None
     stats: torch.Tensor
@@ -45,12 +52,10 @@ class Result(NamedTuple):
     profile: object
 
 
-def memory_of(x, wrap=lambda memory: memory):
-    """The memory that x lies in, and its offset and strides there."""
-    size = x.untyped_storage().nbytes() // x.element_size()
-    memory = wrap(torch.as_strided(x, (size,), (1,), 0))
+def view_of(x, wrap=lambda memory: memory):
+    """A view as the binding takes it: memory, and the strides in it."""
     outer, classes, inner = x.stride()
-    return memory, x.storage_offset(), outer, inner, classes
+    return wrap(simt.memory_of(x)), outer, inner, classes
 
 
 def run(
@@ -87,13 +92,13 @@ def run(
         memory = simt.out(stats)
     loss_dtype = torch.float32 if state is not None else call.loss_dtype
     most = max_blocks or 2048
-    workspace = torch.empty(most * 8 + 1 + 5 * rows * max(parts, 64))
+    workspace = torch.empty(most * 8 + 1 + 5 * (rows * parts or MOST_PARTS))
     used = torch.zeros(2, dtype=torch.int32)
     num_classes = num_classes or C
-    x_view = memory_of(x, simt.inout if in_place else lambda memory: memory)
+    x_view = view_of(x, simt.inout) if in_place else view_of(x)
     g_view = NO_VIEW
     if gradient is not None:
-        g_view = memory_of(gradient, lambda memory: simt.out(memory, partial=True))
+        g_view = view_of(gradient, simt.out)
     profile = module.run(
         "cross_entropy",
         int(is_backward),
@@ -115,7 +120,7 @@ def run(
         1.0 if call.other is None else call.lam,
         call.z_loss,
         *x_view,
-        *(memory_of(call.target) if probabilities else NO_VIEW),
+        *(view_of(call.target) if probabilities else NO_VIEW),
         *g_view,
         None if probabilities else call.target,
         call.other,
@@ -173,3 +178,98 @@ def first_correct(call):
     right = (x.argmax(1) == call.target) & (call.target != call.ignore_index)
     nothing = x.isnan().any(1) | (x == torch.inf).any(1)  # is the largest, as on the CPU
     return (right & ~nothing).double().flatten()
+
+
+# --- the operators of csrc/ops.cpp, on CPU tensors, as csrc/cuda/cross_entropy.cu has them --------
+
+
+def rows_of(x):
+    """[C], [N, C] or [N, C, d1, ...] as [outer, C, inner]: a view, or a dense copy where d1, ...
+    cannot be walked with one stride. Samples of one position are positions of one sample."""
+    x = x[None, :, None] if x.dim() == 1 else x.unsqueeze(2) if x.dim() == 2 else x.flatten(2)
+    return x.transpose(0, 2) if x.shape[2] == 1 else x
+
+
+def call_of(input, target, other, weight, reduction, *options):
+    """The call of an operator's arguments."""
+    x = rows_of(input)
+
+    def classes(t):
+        return t.reshape(x.shape[0], x.shape[2]).contiguous()
+
+    return Call(
+        x,
+        rows_of(target) if target.shape == input.shape else classes(target),
+        None if other is None else classes(other),
+        None if weight is None else weight.float().contiguous(),
+        list(REDUCTIONS)[reduction],
+        *options,
+    )
+
+
+def gradient_of(input, run_into):
+    """What run_into(rows) makes of the gradient, in the strides of input where those are dense."""
+    gradient = torch.empty_like(input)
+    rows = rows_of(gradient)
+    result = run_into(rows)
+    if rows.data_ptr() != gradient.data_ptr():
+        gradient.copy_(rows.view(input.shape))
+    return result, gradient
+
+
+def cross_entropy(input, target, *arguments, gradient=None):
+    call = call_of(input, target, *arguments)
+    result = run(kernels(), call, gradient=gradient, seed=1)
+    shape = input.shape[:1] + input.shape[2:] if call.reduction == "none" else ()
+    return result.loss.view(shape if input.dim() > 1 else ()), result.stats
+
+
+def cross_entropy_with_gradient(input, *arguments):
+    results, gradient = gradient_of(
+        input, lambda rows: cross_entropy(input, *arguments, gradient=rows)
+    )
+    return *results, gradient
+
+
+def cross_entropy_backward(grad_loss, grad_lse, input, target, other, weight, stats, *options):
+    call = call_of(input, target, other, weight, *options, grad_loss.dtype == torch.float32)
+    given = {
+        "stats": stats,
+        "grad_loss": grad_loss.contiguous(),
+        "grad_lse": None if grad_lse is None else grad_lse.float().contiguous(),
+    }
+    module = kernels()
+    return gradient_of(input, lambda rows: run(module, call, gradient=rows, seed=1, **given))[1]
+
+
+def run_tile(logits, target, weight, first_class, num_classes, smoothing, **given):
+    """logits [n, c]"""
+    call = Call(
+        logits.t()[None],
+        target[None] if target.dim() == 1 else target.t()[None],
+        weight=weight,
+        reduction="none",
+        smoothing=smoothing,
+    )
+    given |= {"first_class": first_class, "num_classes": num_classes}
+    run(kernels(), call, seed=1, **given)
+
+
+def cross_entropy_tile(logits, target, weight, state, *options):
+    dense = state.contiguous()
+    run_tile(logits, target, weight, *options, state=dense)
+    state.copy_(dense)
+
+
+def cross_entropy_tile_gradient_(logits, target, weight, state, grad_rows, *options):
+    given = {"state": state.contiguous(), "grad_loss": grad_rows.contiguous()}
+    run_tile(logits, target, weight, *options, **given)
+
+
+OPERATORS = (
+    cross_entropy,
+    cross_entropy_with_gradient,
+    cross_entropy_backward,
+    cross_entropy_tile,
+    cross_entropy_tile_gradient_,
+)

@@ -67,7 +67,7 @@ class _Buffer:
         """Address and bytes."""
         if hasattr(self.array, "data_ptr"):
             if not _is_dense(self.array) or self.array.device.type != "cpu":
-                raise ValueError("simt: tensors must be contiguous and on the CPU")
+                raise ValueError("simt: tensors must be contiguous (memory_of) and on the CPU")
             return self.array.data_ptr(), self.array.numel() * self.array.element_size()
         if not self.array.flags.c_contiguous:
             raise ValueError("simt: arrays must be contiguous")
@@ -132,6 +132,13 @@ def inout(array: Any) -> _Buffer:
     return _Buffer(array, Role.INOUT)
 
 
+def memory_of(tensor: Any) -> Any:
+    """What a torch tensor of any strides lies in, from its first element to its last, as one
+    dimension: a kernel takes the strides beside it."""
+    reach = [(size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    return tensor.as_strided((sum(reach) + 1 if tensor.numel() else 0,), (1,))
+
+
 def _as_buffer(argument: Any) -> _Buffer | None:
     if isinstance(argument, _Buffer):
         return argument
@@ -141,10 +148,10 @@ def _as_buffer(argument: Any) -> _Buffer | None:
 
 def _refuse_overlap(buffers: Sequence[_Buffer]) -> None:
     """Copies cannot stand for two buffers of the same memory, one of which is written."""
+    spans = [buffer.span() for buffer in buffers]
     for i, buffer in enumerate(buffers):
-        address, size = buffer.span()
-        for other in buffers[:i]:
-            start, other_size = other.span()
+        address, size = spans[i]
+        for other, (start, other_size) in zip(buffers[:i], spans, strict=False):
             written = Role.IN not in (buffer.role, other.role) or buffer.role is not other.role
             if written and address < start + other_size and start < address + size:
                 raise ValueError("simt: arguments overlap; pass one buffer, by inout")

@@ -12,16 +12,10 @@ import pytest
 import simt
 import simt_mutate
 import torch
-from conv_relu_pool_calls import KERNELS, check, exact, make, run
+from conv_relu_pool_calls import KERNELS, NARROW, POOLS, SEEDS, check, exact, make, run
 
 simt.load("conv_relu_pool")
 
-POOLS = {
-    "none": {"pool": "none"},
-    "quad": {"pool": "max", "pool_size": 2},
-    "window": {"pool": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
-}
-NARROW = (torch.bfloat16, torch.float16)
 INSTANCES = [
     ("simt", torch.float32),
     ("simt_few", torch.float32),
@@ -29,7 +23,6 @@ INSTANCES = [
     *[("mma_wide", dtype) for dtype in (torch.float32, *NARROW)],
     *[("mma_few", dtype) for dtype in NARROW],
 ]
-SEEDS = (0, 1, 2)
 
 
 def channels_for(kernel):

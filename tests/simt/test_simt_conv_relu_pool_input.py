@@ -12,23 +12,17 @@ import pytest
 import simt
 import simt_mutate
 import torch
-from conv_relu_pool_calls import KERNELS
-from conv_relu_pool_input_calls import check, compare, inputs, run
+from conv_relu_pool_calls import NARROW, POOLS, SEEDS
+from conv_relu_pool_gradient_calls import inputs
+from conv_relu_pool_input_calls import check, compare, run
 
 simt.load("conv_backward_input")
 
-POOLS = {
-    "none": {"pool": "none"},
-    "quad": {"pool": "max", "pool_size": 2},
-    "window": {"pool": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
-}
-NARROW = (torch.bfloat16, torch.float16)
 INSTANCES = [
     ("simt", torch.float32),
     *[("mma", dtype) for dtype in (torch.float32, *NARROW)],
     *[("mma_wide", dtype) for dtype in (torch.float32, *NARROW)],
 ]
-SEEDS = (0, 1, 2)
 
 
 def dtype_of(kernel):
@@ -241,17 +235,40 @@ def test_bytes_moved_over_the_fewest_possible(shape, options, dtype):
     assert answer.profile.missed_sectors <= 1.05 * (fewest + answer.plan.workspace / 32)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [("simt", torch.float32), ("mma", torch.float32), ("mma", torch.bfloat16)],
+    ids=["simt", "tf32", "mma"],
+)
+def test_weights_are_turned_in_whole_sectors(kernel, dtype, stride):
+    """All phases together read every tap once."""
+    given = inputs(1, 64, 6, 6, 64, 3, 3, dtype=dtype, stride=stride, pool="none")
+    answer = run(given, kernel=kernel, profile=True)
+    packing = answer.profile.select(file="conv_pack.cuh", space="global")
+    fewest = given.weight.numel() * given.weight.element_size() / 32
+    assert packing.select(direction="read").sectors == fewest
+    assert packing.select(direction="write").sectors == fewest == answer.plan.workspace / 32
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("kernel", ["simt", "mma"])
+def test_shared_memory_without_bank_conflicts(kernel, pool):
+    given = inputs(1, 64, 16, 16, 64, 3, 3, dtype=dtype_of(kernel), padding=1, **POOLS[pool])
+    profile = run(given, kernel=kernel, profile=True).profile
+    assert profile.passes <= 1.1 * profile.least_passes
+
+
 # --- what would be noticed ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kernel", "file"), [("simt", "conv_simt"), ("mma", "conv_mma")])
-def test_no_synchronisation_can_be_left_out(kernel, file):
-    given = inputs(1, 8, 6, 6, 72, 1, 2, dtype=dtype_of(kernel), **POOLS["quad"])
+@pytest.mark.parametrize("file", ["conv_mma", "conv_pack"])
+def test_no_synchronisation_can_be_left_out(file):
+    """Those of conv_simt.cuh are the forward's."""
+    given = inputs(1, 8, 6, 6, 72, 1, 2, dtype=torch.bfloat16, **POOLS["quad"])
 
     def notice(module):
-        compare(run(given, kernel=kernel, module=module, seed=1), given)
+        compare(run(given, kernel="mma", module=module, seed=1), given)
 
-    defines = (f"CONV_KERNEL={KERNELS.index(kernel)}",)
-    notice(simt.load("conv_backward_input_one", defines))
-    alive = simt_mutate.survivors(f"cuda/{file}.cuh", "conv_backward_input_one", notice, defines)
-    assert alive == []
+    notice(simt.load("conv_backward_input_one"))
+    assert simt_mutate.survivors(f"cuda/{file}.cuh", "conv_backward_input_one", notice) == []

@@ -5,12 +5,12 @@ using namespace imgfast::cuda;
 
 namespace {
 
-ConvBackwardInputPlan plan_of(const ConvBackwardInputCall& call, int kernel) {
+ConvBackwardInputPlan plan_of(const ConvBackwardCall& call, int kernel) {
   return kernel < 0 ? plan_conv_backward_input(call)
                     : plan_conv_backward_input(call, static_cast<ConvKernel>(kernel));
 }
 
-int launch_planned(const ConvBackwardInputCall& call, const ConvBackwardInputPlan& plan) {
+int launch_planned(const ConvBackwardCall& call, const ConvBackwardInputPlan& plan) {
   return launch_conv_backward_input(call, plan, nullptr);
 }
 

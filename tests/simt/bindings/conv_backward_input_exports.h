@@ -9,7 +9,7 @@ namespace {
 
 struct PlainCall {
   imgfast::ConvReLUPoolParams params;
-  ConvBackwardInputCall call{};
+  ConvBackwardCall call{};
 
   PlainCall(const std::int64_t* sizes, const std::int64_t* strides, const std::int64_t* geometry,
             int dtype, const void* grad_y, const void* y, const void* weight, void* grad_x)

@@ -6,12 +6,12 @@ using namespace imgfast::cuda;
 
 namespace {
 
-ConvBackwardWeightPlan plan_of(const ConvBackwardWeightCall& call, int kernel, int blocks) {
+ConvBackwardWeightPlan plan_of(const ConvBackwardCall& call, int kernel, int blocks) {
   if (kernel < 0) return plan_conv_backward_weight(call);
   return plan_conv_backward_weight(call, static_cast<ConvWeightKernel>(kernel), blocks);
 }
 
-int launch_planned(const ConvBackwardWeightCall& call, const ConvBackwardWeightPlan& plan) {
+int launch_planned(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan) {
   return launch_conv_backward_weight(call, plan, nullptr);
 }
 

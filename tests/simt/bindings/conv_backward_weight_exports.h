@@ -1,7 +1,7 @@
 // The weight and bias gradients of conv_relu_pool from plain parameters, of a binding that has
 // defined plan_of and launch_planned: sizes are [N, C, H, W, K, R, S], strides those of x, grad_y,
-// y and grad_weight in elements, geometry the operator's list; dtype is a DType; at most `blocks`
-// share out the positions, of a kernel that is named.
+// y and grad_weight in elements, geometry the operator's list; dtype is a DType, blocks how many
+// are wanted, of a kernel that is named.
 #pragma once
 
 #include <simt/export.h>
@@ -10,7 +10,7 @@ namespace {
 
 struct PlainCall {
   imgfast::ConvReLUPoolParams params;
-  ConvBackwardWeightCall call{};
+  ConvBackwardCall call{};
 
   PlainCall(const std::int64_t* sizes, const std::int64_t* strides, const std::int64_t* geometry,
             int dtype, void* grad_weight, void* grad_bias)
@@ -53,7 +53,7 @@ SIMT_EXPORT int conv_backward_weight(const std::int64_t* sizes, const std::int64
                                      const std::uint8_t* codes, const void* x, void* grad_weight,
                                      void* grad_bias, void* workspace) {
   PlainCall plain(sizes, strides, geometry, dtype, grad_weight, grad_bias);
-  ConvBackwardWeightCall& call = plain.call;
+  ConvBackwardCall& call = plain.call;
   call.grad_y = grad_y;
   call.y = y;
   call.codes = codes;

@@ -1,4 +1,5 @@
-// Calls of cross_entropy's launchers with plain parameters. Strides are in elements.
+// Calls of cross_entropy's launchers with plain parameters. Strides are in elements, of [outer,
+// inner, C]; what there is none of is null.
 #include <simt/export.h>
 
 #include "cuda/cross_entropy_launch.cuh"
@@ -7,11 +8,6 @@ using namespace imgfast;
 using namespace imgfast::cuda;
 
 namespace {
-
-RowsView view(void* data, int width, std::int64_t offset, std::int64_t outer, std::int64_t inner,
-              std::int64_t classes) {
-  return {data ? static_cast<char*>(data) + offset * width : nullptr, outer, inner, classes};
-}
 
 #ifdef FEW_INSTANCES  // for mutants, each of which is built: float, smoothed and probabilities
 
@@ -48,11 +44,10 @@ SIMT_EXPORT int cross_entropy(int is_backward, int is_tile, int kernel, int max_
                               int dtype, int loss_dtype, std::int64_t outer, std::int64_t inner,
                               int C, std::int64_t first_class, int num_targets,
                               std::int64_t ignore_index, int reduction, float share, float smooth,
-                              float lam, float z_loss, void* logits, std::int64_t x_offset,
-                              std::int64_t x_outer, std::int64_t x_inner, std::int64_t x_class,
-                              void* probabilities, std::int64_t t_offset, std::int64_t t_outer,
-                              std::int64_t t_inner, std::int64_t t_class, void* gradient,
-                              std::int64_t g_offset, std::int64_t g_outer, std::int64_t g_inner,
+                              float lam, float z_loss, void* logits, std::int64_t x_outer,
+                              std::int64_t x_inner, std::int64_t x_class, void* probabilities,
+                              std::int64_t t_outer, std::int64_t t_inner, std::int64_t t_class,
+                              void* gradient, std::int64_t g_outer, std::int64_t g_inner,
                               std::int64_t g_class, const std::int64_t* target,
                               const std::int64_t* other_target, const float* weight, float* stats,
                               int correct, void* loss, const void* grad_loss, const float* grad_lse,
@@ -72,11 +67,10 @@ SIMT_EXPORT int cross_entropy(int is_backward, int is_tile, int kernel, int max_
   a.z_loss = z_loss;
   a.dtype = static_cast<DType>(dtype);
   a.loss_dtype = static_cast<DType>(loss_dtype);
-  const int width = a.dtype == DType::kFloat32 ? 4 : 2;
-  a.logits = view(logits, width, x_offset, x_outer, x_inner, x_class);
-  a.probabilities = view(probabilities, width, t_offset, t_outer, t_inner, t_class);
+  a.logits = {logits, x_outer, x_inner, x_class};
+  a.probabilities = {probabilities, t_outer, t_inner, t_class};
   const bool in_place = is_tile && is_backward;
-  a.grad_logits = in_place ? a.logits : view(gradient, width, g_offset, g_outer, g_inner, g_class);
+  a.grad_logits = in_place ? a.logits : RowsView{gradient, g_outer, g_inner, g_class};
   a.target[0] = target;
   a.target[1] = other_target;
   a.weight = weight;

@@ -1,0 +1,48 @@
+// What the operators of conv_relu_pool on CUDA share: checks, and torch's memory and stream.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <cstdint>
+
+#include "conv_relu_pool_call.h"
+#include "empty.h"
+
+namespace imgfast::cuda {
+
+// New tensors on the device of a call.
+struct Allocator {
+  int32_t device;
+
+  Tensor operator()(const Ints& sizes, ScalarType dtype, bool channels_last = false) const {
+    return empty_on(aoti_torch_device_type_cuda(), device, {sizes.data(), sizes.size()}, dtype,
+                    channels_last);
+  }
+};
+
+inline cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void copy_strides(const Tensor& t, std::int64_t (&strides)[4]) {
+  for (int d = 0; d < 4; d++) strides[d] = t.stride(d);
+}
+
+// x, weight and geometry as every operator takes them.
+inline ConvReLUPoolParams make_cuda_params(const Tensor& x, const Tensor& weight,
+                                           const Ints& geometry) {
+  const ConvReLUPoolParams p = make_params(x, weight, geometry);
+  STD_TORCH_CHECK(p.winograd == 0, "conv_relu_pool: Winograd's algorithm runs on the CPU only");
+  return p;
+}
+
+inline void check_served(bool served) {
+  STD_TORCH_CHECK(served,
+                  "conv_relu_pool: no CUDA kernel for this dtype or for a filter and pool this "
+                  "large; algorithm='stock' runs it");
+}
+
+}  // namespace imgfast::cuda

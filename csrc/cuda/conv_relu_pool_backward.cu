@@ -1,0 +1,101 @@
+// conv_relu_pool's gradients on CUDA: validate, allocate, register. Which kernels run is decided in
+// conv_backward_input.cuh and conv_backward_weight.cuh.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "cuda/conv_backward_input.cuh"
+#include "cuda/conv_backward_weight.cuh"
+#include "cuda/conv_forward.cuh"
+#include "cuda/conv_operator.h"
+#include "cuda/conv_served.h"
+#include "tensor_dtype.h"
+
+namespace imgfast::cuda {
+namespace {
+
+// They are read 8 at a time.
+const std::uint8_t* codes_of(const Tensor& codes) {
+  const void* data = codes.const_data_ptr();
+  STD_TORCH_CHECK(reinterpret_cast<std::uintptr_t>(data) % 8 == 0,
+                  "conv_relu_pool: codes must start at a multiple of 8 bytes");
+  return static_cast<const std::uint8_t*>(data);
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y, const Tensor& x,
+                                                           const Tensor& weight,
+                                                           const std::optional<Tensor>& y,
+                                                           const std::optional<Tensor>& codes,
+                                                           const Ints& geometry, bool need_x,
+                                                           bool need_weight, bool need_bias) {
+  const ConvReLUPoolParams p = make_cuda_params(x, weight, geometry);
+  const GradientReads reads = check_gradient(p, x, grad_y, y, codes);
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Allocator empty{device};
+  auto [grad_x, grad_weight, grad_bias] =
+      empty_gradients(p, x, weight, need_x, need_weight, need_bias, empty);
+
+  ConvBackwardCall call{};
+  call.params = &p;
+  call.dtype = dtype_of(x, "conv_relu_pool", "x");
+  call.grad_y = grad_y.const_data_ptr();
+  copy_strides(grad_y, call.grad_y_stride);
+  if (reads.y) {
+    call.y = y->const_data_ptr();
+    copy_strides(*y, call.y_stride);
+  }
+  if (reads.codes) call.codes = codes_of(*codes);
+  call.x = x.const_data_ptr();
+  copy_strides(x, call.x_stride);
+  call.weight = weight.const_data_ptr();
+  copy_strides(weight, call.weight_stride);
+  const cudaStream_t stream = current_stream(device);
+  if (need_x) {
+    call.grad_x = grad_x.mutable_data_ptr();
+    copy_strides(grad_x, call.grad_x_stride);
+    const ConvBackwardInputPlan plan = plan_conv_backward_input(call);
+    check_served(plan.kernel != ConvKernel::kNone);
+    const Tensor workspace = empty({plan.workspace_bytes}, ScalarType::Byte);
+    call.workspace = workspace.mutable_data_ptr();
+    STD_CUDA_CHECK(launch_conv_backward_input(call, plan, stream));
+  }
+  if (need_weight || need_bias) {
+    if (need_weight) {
+      call.grad_weight = grad_weight.mutable_data_ptr();
+      copy_strides(grad_weight, call.grad_weight_stride);
+    }
+    if (need_bias) call.grad_bias = grad_bias.mutable_data_ptr();
+    const ConvBackwardWeightPlan plan = plan_conv_backward_weight(call);
+    check_served(plan.kernel != ConvWeightKernel::kNone);
+    const Tensor workspace = empty({plan.workspace_bytes}, ScalarType::Byte);
+    call.workspace = workspace.mutable_data_ptr();
+    STD_CUDA_CHECK(launch_conv_backward_weight(call, plan, stream));
+  }
+  return {grad_x, grad_weight, grad_bias};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(imgfast, CUDA, m) {
+  m.impl("conv_relu_pool_backward", TORCH_BOX(&conv_relu_pool_backward));
+}
+
+}  // namespace
+
+bool serves_conv_relu_pool(const ConvReLUPoolParams& params, DType dtype, bool gradients) {
+  ConvForwardCall forward{};
+  forward.params = &params;
+  forward.dtype = dtype;
+  if (plan_conv_forward(forward).kernel == ConvKernel::kNone) return false;
+  if (!gradients) return true;
+  char wanted = 0;
+  ConvBackwardCall backward{};
+  backward.params = &params;
+  backward.dtype = dtype;
+  backward.grad_weight = backward.grad_bias = &wanted;
+  return plan_conv_backward_input(backward).kernel != ConvKernel::kNone &&
+         plan_conv_backward_weight(backward).kernel != ConvWeightKernel::kNone;
+}
+
+}  // namespace imgfast::cuda
