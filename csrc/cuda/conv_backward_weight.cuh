@@ -131,7 +131,8 @@ ConvBackwardWeightPlan plan_weight_instance(const ConvBackwardCall& call, ConvWe
   plan.boxes = conv_ceil_div(s.N, plan.tile.images) * plan.tile.tiles_h * plan.tile.tiles_w;
   const std::int64_t tiles = static_cast<std::int64_t>(WeightColumns<Size>(s).tiles()) *
                              conv_ceil_div(s.K, Size::kFilters) * s.groups;
-  plan.parts = std::clamp<std::int64_t>(most_blocks / tiles, 1, plan.boxes);
+  constexpr std::int64_t kBoxes = 2;  // that are worth the sums of a part
+  plan.parts = std::max<std::int64_t>(1, std::min(most_blocks / tiles, plan.boxes / kBoxes));
   plan.blocks = plan.parts * tiles;
   plan.sum.parts = plan.parts * Size::kSlices;
   plan.sum.filters = static_cast<std::int64_t>(s.groups) * s.K;
