@@ -29,8 +29,9 @@ struct ConvBackwardWeightPlan {
   std::int64_t weight_bytes = 0, workspace_bytes = 0;  // sums of the parts, those of the bias last
 };
 
-// Enough blocks to fill a large GPU once, or to keep a smaller one busy to the end.
-constexpr std::int64_t kWantedBlocks = 264;
+// As many blocks as an A100 holds at once, three a multiprocessor: a larger GPU holds them, too,
+// and a smaller one has little left to do at the end.
+constexpr std::int64_t kMostParallelBlocks = 324;
 
 // --- instances -----------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ ConvTile choose_box(const ConvShape& s, Pooling pooling, int row_cost, const Fit
 
 template <class Instance>
 ConvBackwardWeightPlan plan_weight_instance(const ConvBackwardCall& call, ConvWeightKernel kernel,
-                                            std::int64_t wanted) {
+                                            std::int64_t most_blocks) {
   using Size = typename Instance::Size;
   ConvBackwardWeightPlan plan;
   plan.kernel = kernel;
@@ -130,7 +131,8 @@ ConvBackwardWeightPlan plan_weight_instance(const ConvBackwardCall& call, ConvWe
   plan.boxes = conv_ceil_div(s.N, plan.tile.images) * plan.tile.tiles_h * plan.tile.tiles_w;
   const std::int64_t tiles = static_cast<std::int64_t>(WeightColumns<Size>(s).tiles()) *
                              conv_ceil_div(s.K, Size::kFilters) * s.groups;
-  plan.parts = std::min(conv_ceil_div(wanted, tiles), plan.boxes);
+  constexpr std::int64_t kBoxes = 2;  // that are worth the sums of a part
+  plan.parts = std::max<std::int64_t>(1, std::min(most_blocks / tiles, plan.boxes / kBoxes));
   plan.blocks = plan.parts * tiles;
   plan.sum.parts = plan.parts * Size::kSlices;
   plan.sum.filters = static_cast<std::int64_t>(s.groups) * s.K;
@@ -191,7 +193,7 @@ Result with_element(DType dtype, const Function& function) {
 
 // Adds what the bias gradient needs.
 inline ConvBackwardWeightPlan plan_bias(const ConvBackwardCall& call, ConvBackwardWeightPlan plan,
-                                        std::int64_t wanted) {
+                                        std::int64_t most_blocks) {
   if (plan.kernel == ConvWeightKernel::kNone) return {};
   plan.workspace_bytes = plan.weight_bytes;
   if (call.grad_bias == nullptr) return plan;
@@ -200,28 +202,29 @@ inline ConvBackwardWeightPlan plan_bias(const ConvBackwardCall& call, ConvBackwa
   if (!make_shape(p, plan.shape) || windows > kMostBlocks) return {};
   constexpr std::int64_t kWindows = 64;  // that are worth a block
   const std::int64_t tiles = conv_ceil_div(p.K, ConvBackwardBias<float>::kFilters);
-  plan.bias_parts = std::min(conv_ceil_div(wanted, tiles), conv_ceil_div(windows, kWindows));
+  plan.bias_parts =
+      std::clamp<std::int64_t>(most_blocks / tiles, 1, conv_ceil_div(windows, kWindows));
   plan.workspace_bytes += plan.bias_parts * p.K * static_cast<std::int64_t>(sizeof(float));
   return plan;
 }
 
-// About `wanted` blocks share out the positions.
-inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardCall& call,
-                                                        ConvWeightKernel kernel,
-                                                        std::int64_t wanted = kWantedBlocks) {
+// Positions are shared out to at most so many blocks.
+inline ConvBackwardWeightPlan plan_conv_backward_weight(
+    const ConvBackwardCall& call, ConvWeightKernel kernel,
+    std::int64_t most_blocks = kMostParallelBlocks) {
   ConvBackwardWeightPlan plan;
   if (kernel == ConvWeightKernel::kBias) {
     if (call.dtype != DType::kFloat64) plan.kernel = kernel;
-    return plan_bias(call, plan, wanted);
+    return plan_bias(call, plan, most_blocks);
   }
   const Pooling pooling = pooling_of(*call.params);
   plan = with_element<ConvBackwardWeightPlan>(call.dtype, [&](auto element) {
     return with_weight_instance<ConvBackwardWeightPlan, decltype(element)>(
         kernel, pooling, [&](auto instance) {
-          return plan_weight_instance<decltype(instance)>(call, kernel, wanted);
+          return plan_weight_instance<decltype(instance)>(call, kernel, most_blocks);
         });
   });
-  return plan_bias(call, plan, wanted);
+  return plan_bias(call, plan, most_blocks);
 }
 
 // Tensor cores where the dtype allows them.

@@ -53,7 +53,8 @@ def run(
     """The gradients by the kernel of that name, or by the one that is chosen.
 
     Args:
-        blocks: how many are wanted of a kernel that is named; few, so that each has several boxes.
+        blocks: at most so many share out the positions, if a kernel is named: few, so that each has
+            several boxes.
         module: of another binding with the same functions.
         plan_only: nothing is computed, and inputs may be of any size.
         options: seed and preempt, for the emulator.

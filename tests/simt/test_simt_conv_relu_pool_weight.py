@@ -14,7 +14,7 @@ import simt_mutate
 import torch
 from conv_relu_pool_calls import NARROW, POOLS, SEEDS
 from conv_relu_pool_gradient_calls import inputs
-from conv_relu_pool_weight_calls import KERNELS, check, compare, run
+from conv_relu_pool_weight_calls import check, compare, run
 
 simt.load("conv_backward_weight")
 
@@ -234,23 +234,79 @@ def test_schedules_and_preemption_change_no_bit():
         assert torch.equal(other.weight, plain.weight) and torch.equal(other.bias, plain.bias)
 
 
-# --- what would be noticed ------------------------------------------------------------------------
+# --- what it moves --------------------------------------------------------------------------------
+
+
+def fewest_sectors(*tensors):
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None) / 32
+
+
+LAYERS = {
+    "first": ((1, 3, 32, 32, 64, 3, 3), {"padding": 1, **POOLS["quad"]}),
+    "inner": ((2, 64, 16, 16, 64, 3, 3), {"padding": 1, **POOLS["quad"]}),
+    "no pool": ((1, 32, 28, 28, 64, 3, 3), {"padding": 1, "pool": "none"}),
+    "one by one": ((1, 64, 16, 16, 64, 1, 1), {"pool": "none"}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_bytes_moved_over_the_fewest_possible(layer, dtype):
+    """Of the device's memory: everything once, and the sums of the parts."""
+    shape, options = LAYERS[layer]
+    given = inputs(*shape, dtype=dtype, **options)
+    answer = run(given, profile=True)
+    y = given.y if options["pool"] == "none" else None
+    read = fewest_sectors(given.x, given.grad_y, y, given.codes)
+    sums = answer.plan.workspace / 32
+    fewest = read + sums + fewest_sectors(answer.weight, answer.bias)
+    assert answer.profile.missed_sectors <= 1.05 * fewest
 
 
 @pytest.mark.parametrize("kernel", ["simt", "mma"])
-def test_no_synchronisation_can_be_left_out(kernel):
+@pytest.mark.parametrize("pool", ["none", "quad"])
+def test_everything_is_read_once_a_tile(kernel, pool):
+    """And not once a tap: pixels with a halo, of the channels of the tile's columns."""
+    c = 16  # two pieces of eight channels under nine taps are the columns of an mma tile
+    given = inputs(1, c, 16, 16, 64, 3, 3, dtype=dtype_of(kernel), padding=1, **POOLS[pool])
+    answer = run(given, kernel=kernel, need_bias=False, profile=True)
+    moved = answer.profile.select(space="global", direction="read")
+    tiles = {"simt": 2, "mma": 1}[kernel]
+    for argument, tensor in ((6, given.grad_y), (8, given.codes)):
+        if tensor is not None:
+            assert moved.select(memory=f"argument {argument}").sectors == tiles * fewest_sectors(
+                tensor
+            )
+    # simt: tiles of 32 columns reach over four and two of the four pieces of channels
+    share = {"simt": 1.5, "mma": 1}[kernel]
+    assert moved.select(memory="argument 9").sectors <= 1.5 * share * fewest_sectors(given.x)
+
+
+@pytest.mark.parametrize("pool", ["none", "quad"])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [("simt", torch.float32), ("mma", torch.float32), ("mma", torch.bfloat16)],
+    ids=["simt", "tf32", "mma"],
+)
+def test_shared_memory_without_bank_conflicts(kernel, dtype, pool):
+    """Where rows of a box are multiples of eight positions."""
+    given = inputs(1, 16, 16, 16, 64, 3, 3, dtype=dtype, padding=1, **POOLS[pool])
+    profile = run(given, kernel=kernel, profile=True).profile
+    assert profile.passes <= 1.05 * profile.least_passes
+
+
+# --- what would be noticed ------------------------------------------------------------------------
+
+
+def test_no_synchronisation_can_be_left_out():
     """A part has several boxes, more than the two buffers hold."""
-    given = inputs(9, 16, 8, 16, 8, 1, 1, dtype=dtype_of(kernel), **POOLS["quad"])
+    given = inputs(9, 16, 8, 16, 8, 1, 1, dtype=torch.bfloat16, **POOLS["quad"])
 
     def notice(module):
-        compare(run(given, kernel=kernel, blocks=2, module=module, seed=1), given)
+        compare(run(given, kernel="mma", blocks=2, module=module, seed=1), given)
 
-    defines = (f"CONV_KERNEL={KERNELS.index(kernel)}",)
-    notice(simt.load("conv_backward_weight_one", defines))
-    files = ["conv_backward_weight_tile"]
-    if kernel == "simt":
-        files += ["conv_sum", "conv_backward_bias"]
-    for file in files:
+    notice(simt.load("conv_backward_weight_one"))
+    for file in ("conv_backward_weight_tile", "conv_sum", "conv_backward_bias"):
         file = f"cuda/{file}.cuh"
         assert simt_mutate.mutants(file) != []
-        assert simt_mutate.survivors(file, "conv_backward_weight_one", notice, defines) == []
+        assert simt_mutate.survivors(file, "conv_backward_weight_one", notice) == []

@@ -1,7 +1,7 @@
 // The weight and bias gradients of conv_relu_pool from plain parameters, of a binding that has
 // defined plan_of and launch_planned: sizes are [N, C, H, W, K, R, S], strides those of x, grad_y,
-// y and grad_weight in elements, geometry the operator's list; dtype is a DType, blocks how many
-// are wanted, of a kernel that is named.
+// y and grad_weight in elements, geometry the operator's list; dtype is a DType; at most `blocks`
+// share out the positions, of a kernel that is named.
 #pragma once
 
 #include <simt/export.h>

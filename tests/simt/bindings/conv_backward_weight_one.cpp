@@ -1,16 +1,12 @@
-// One instance of one kernel of conv_relu_pool's weight gradient and, where it is wanted, the bias
-// gradient, for tests that build it again and again.
+// One instance of conv_relu_pool's weight and bias gradients, for tests that build it again and
+// again.
 #include "cuda/conv_backward_weight.cuh"
 
 using namespace imgfast::cuda;
 
 namespace {
 
-#if CONV_KERNEL == 2
-using Instance = ConvWeightSimtInstance<4, Pooling::kQuad>;
-#else
 using Instance = ConvWeightMmaInstance<__nv_bfloat16, Pooling::kQuad>;
-#endif
 
 ConvBackwardWeightPlan plan_of(const ConvBackwardCall& call, int kernel, int blocks) {
   const auto number = static_cast<ConvWeightKernel>(kernel);
