@@ -186,10 +186,11 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
         or _no_tensors(spec, plain, device, dtype)
         or _no_shapes(spec, x_shape, weight_shape, bias_shape)
         or (_no_gradient(spec, x_shape, weight_shape) if needs_grad else None)
-        or (_no_cuda(spec, dtype, x_shape, weight_shape, needs_grad) if device == "cuda" else None)
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, device, dtype, x_shape, weight_shape, needs_grad)
+    if obstacle is None and device == "cuda" and not torch.compiler.is_compiling():
+        obstacle = _no_cuda(spec, dtype, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd":
         obstacle = _no_winograd(spec, dtype, weight_shape)
     if obstacle is None:
