@@ -81,8 +81,8 @@ def device(request, monkeypatch):
         pytest.skip(f"this build has no CUDA kernels: {facts['cuda_reason']}")
     monkeypatch.setattr(cuda_route, "_wins", {})
     monkeypatch.setattr(timing, "times", _kernels_first)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # too coarse for float32
-    yield torch.device("cuda")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # too coarse for float32
+        yield torch.device("cuda")
 
 
 def _choose_as_on_cuda(monkeypatch):
