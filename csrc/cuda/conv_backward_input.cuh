@@ -41,17 +41,16 @@ struct ConvPhaseAxis {
 
   ConvPhaseAxis(int phase, int extent, int filter, int stride, int forward_padding,
                 int forward_dilation)
-      : size(extent > phase ? (extent - phase + stride - 1) / stride : 0) {
-    int before = 0;
+      : size((extent - phase + stride - 1) / stride) {
+    const int first = phase + forward_padding;
     for (int r = 0; r < filter; r++) {
-      if ((phase + forward_padding - r * forward_dilation) % stride != 0) continue;
-      if (taps > 0) step = r - before;
-      before = last = r;
+      if ((first - r * forward_dilation) % stride != 0) continue;
+      if (taps > 0) step = r - last;
+      last = r;
       taps++;
     }
-    padding = -((phase + forward_padding - last * forward_dilation) / stride);
+    if (taps > 0) padding = (last * forward_dilation - first) / stride;
     if (taps > 1) dilation = step * forward_dilation / stride;
-    if (taps == 0) padding = 0;
   }
 };
 
@@ -75,31 +74,13 @@ Result with_gradient_instance(ConvKernel kernel, const Function& function) {
   return Result{};
 }
 
-template <class Result, class T, class Function>
-Result with_gradient_instance(ConvKernel kernel, Pooling windows, const Function& function) {
-  switch (windows) {
-    case Pooling::kElement:
-      return with_gradient_instance<Result, T, Pooling::kElement>(kernel, function);
-    case Pooling::kQuad:
-      return with_gradient_instance<Result, T, Pooling::kQuad>(kernel, function);
-    default:
-      return with_gradient_instance<Result, T, Pooling::kWindow>(kernel, function);
-  }
-}
-
 template <class Result, class Function>
 Result with_gradient_instance(ConvKernel kernel, DType dtype, Pooling windows,
                               const Function& function) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return with_gradient_instance<Result, float>(kernel, windows, function);
-    case DType::kBFloat16:
-      return with_gradient_instance<Result, __nv_bfloat16>(kernel, windows, function);
-    case DType::kFloat16:
-      return with_gradient_instance<Result, __half>(kernel, windows, function);
-    default:
-      return Result{};
-  }
+  return with_element_and_pooling<Result>(dtype, windows, [&](auto element, auto kind) {
+    return with_gradient_instance<Result, decltype(element), decltype(kind)::value>(kernel,
+                                                                                    function);
+  });
 }
 
 // The phase's convolution, of d: everything but its tiles.

@@ -164,31 +164,12 @@ Result with_weight_instance(ConvWeightKernel kernel, const Function& function) {
   return Result{};
 }
 
-template <class Result, class T, class Function>
-Result with_weight_instance(ConvWeightKernel kernel, Pooling pooling, const Function& function) {
-  switch (pooling) {
-    case Pooling::kElement:
-      return with_weight_instance<Result, T, Pooling::kElement>(kernel, function);
-    case Pooling::kQuad:
-      return with_weight_instance<Result, T, Pooling::kQuad>(kernel, function);
-    default:
-      return with_weight_instance<Result, T, Pooling::kWindow>(kernel, function);
-  }
-}
-
-// function(T{}) for the element of a dtype.
 template <class Result, class Function>
-Result with_element(DType dtype, const Function& function) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return function(float{});
-    case DType::kBFloat16:
-      return function(__nv_bfloat16{});
-    case DType::kFloat16:
-      return function(__half{});
-    default:
-      return Result{};
-  }
+Result with_weight_instance(ConvWeightKernel kernel, DType dtype, Pooling pooling,
+                            const Function& function) {
+  return with_element_and_pooling<Result>(dtype, pooling, [&](auto element, auto kind) {
+    return with_weight_instance<Result, decltype(element), decltype(kind)::value>(kernel, function);
+  });
 }
 
 // Adds what the bias gradient needs.
@@ -218,12 +199,10 @@ inline ConvBackwardWeightPlan plan_conv_backward_weight(
     return plan_bias(call, plan, most_blocks);
   }
   const Pooling pooling = pooling_of(*call.params);
-  plan = with_element<ConvBackwardWeightPlan>(call.dtype, [&](auto element) {
-    return with_weight_instance<ConvBackwardWeightPlan, decltype(element)>(
-        kernel, pooling, [&](auto instance) {
-          return plan_weight_instance<decltype(instance)>(call, kernel, most_blocks);
-        });
-  });
+  plan =
+      with_weight_instance<ConvBackwardWeightPlan>(kernel, call.dtype, pooling, [&](auto instance) {
+        return plan_weight_instance<decltype(instance)>(call, kernel, most_blocks);
+      });
   return plan_bias(call, plan, most_blocks);
 }
 
@@ -292,17 +271,16 @@ inline cudaError_t launch_conv_backward_weight(const ConvBackwardCall& call,
                                                const ConvBackwardWeightPlan& plan,
                                                cudaStream_t stream) {
   if (plan.kernel == ConvWeightKernel::kNone) return cudaErrorInvalidValue;
-  return with_element<cudaError_t>(call.dtype, [&](auto element) {
-    using T = decltype(element);
-    cudaError_t error = cudaSuccess;
-    if (plan.kernel != ConvWeightKernel::kBias) {
-      error = with_weight_instance<cudaError_t, T>(plan.kernel, plan.pooling, [&](auto instance) {
-        return launch_weight_instance<decltype(instance)>(call, plan, stream);
-      });
-    }
-    if (error == cudaSuccess && plan.bias_parts > 0) error = launch_bias<T>(call, plan, stream);
-    return error;
-  });
+  if (plan.kernel != ConvWeightKernel::kBias) {
+    const cudaError_t error = with_weight_instance<cudaError_t>(
+        plan.kernel, call.dtype, plan.pooling, [&](auto instance) {
+          return launch_weight_instance<decltype(instance)>(call, plan, stream);
+        });
+    if (error != cudaSuccess) return error;
+  }
+  if (plan.bias_parts == 0) return cudaSuccess;
+  return with_element<cudaError_t>(
+      call.dtype, [&](auto element) { return launch_bias<decltype(element)>(call, plan, stream); });
 }
 
 }  // namespace imgfast::cuda

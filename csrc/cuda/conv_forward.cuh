@@ -32,30 +32,11 @@ Result with_instance(ConvKernel kernel, const Function& function) {
   return Result{};
 }
 
-template <class Result, class T, class Function>
-Result with_instance(ConvKernel kernel, Pooling pooling, const Function& function) {
-  switch (pooling) {
-    case Pooling::kElement:
-      return with_instance<Result, T, Pooling::kElement>(kernel, function);
-    case Pooling::kQuad:
-      return with_instance<Result, T, Pooling::kQuad>(kernel, function);
-    default:
-      return with_instance<Result, T, Pooling::kWindow>(kernel, function);
-  }
-}
-
 template <class Result, class Function>
 Result with_instance(ConvKernel kernel, DType dtype, Pooling pooling, const Function& function) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return with_instance<Result, float>(kernel, pooling, function);
-    case DType::kBFloat16:
-      return with_instance<Result, __nv_bfloat16>(kernel, pooling, function);
-    case DType::kFloat16:
-      return with_instance<Result, __half>(kernel, pooling, function);
-    default:
-      return Result{};
-  }
+  return with_element_and_pooling<Result>(dtype, pooling, [&](auto element, auto kind) {
+    return with_instance<Result, decltype(element), decltype(kind)::value>(kernel, function);
+  });
 }
 
 inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call, ConvKernel kernel) {

@@ -84,6 +84,36 @@ struct ConvMmaFewInstance {
   static auto kernel() { return &conv_mma_few_kernel<T, kPooling>; }
 };
 
+// function(T{}) for the element of a dtype.
+template <class Result, class Function>
+Result with_element(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return function(float{});
+    case DType::kBFloat16:
+      return function(__nv_bfloat16{});
+    case DType::kFloat16:
+      return function(__half{});
+    default:
+      return Result{};
+  }
+}
+
+// function(T{}, kind) for the element and for a kind of pooling, an integral constant.
+template <class Result, class Function>
+Result with_element_and_pooling(DType dtype, Pooling pooling, const Function& function) {
+  return with_element<Result>(dtype, [&](auto element) {
+    switch (pooling) {
+      case Pooling::kElement:
+        return function(element, std::integral_constant<Pooling, Pooling::kElement>{});
+      case Pooling::kQuad:
+        return function(element, std::integral_constant<Pooling, Pooling::kQuad>{});
+      default:
+        return function(element, std::integral_constant<Pooling, Pooling::kWindow>{});
+    }
+  });
+}
+
 // --- planning ------------------------------------------------------------------------------------
 
 inline std::int64_t conv_ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
