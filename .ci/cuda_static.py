@@ -1,21 +1,23 @@
 """Asks what nvcc made of the CUDA kernels, on machines that cannot run them.
 
-usage: cuda_static.py LOG BINARY [--write]
-    LOG     what nvcc printed with -Xptxas -v
+usage: cuda_static.py BINARY [--write]
     BINARY  a library or object with the kernels, for the disassembler that comes with triton
     --write the table of resources anew, instead of comparing with it
 
-No kernel may spill registers. Each must have the instructions that it was written for. None may
-take more registers or shared memory than cuda_resources.csv says, which holds the most of all
-instances of a template, as one version of nvcc made them; others are not compared with it.
+No kernel may have a stack or local memory, where spilled registers would go. Each must have the
+instructions that it was written for. None may take more registers or shared memory than
+cuda_resources.csv says, which holds the most of all instances of a template, as one version of
+nvcc made them; others are not compared with it.
 """
 
 import csv
+import functools
 import importlib.util
+import os
 import re
-import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,28 +39,28 @@ INSTRUCTIONS = {
 
 
 class Resources(NamedTuple):
-    spilled_bytes: int
     registers: int
+    stack_bytes: int
     shared_bytes: int
+    local_bytes: int
 
 
+@functools.cache
 def kernel_of(symbol: str) -> str:
     """A mangled name without namespaces and template arguments."""
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
     return re.search(r"(\w+)(<.*)?\(", name.strip()).group(1)
 
 
-def read_log(text: str) -> dict[tuple[str, str], Resources]:
+def resources_of(binary: str) -> dict[tuple[str, str], Resources]:
     """By symbol and architecture."""
     found = {}
-    for part in text.split("Compiling entry function ")[1:]:
-        symbol, arch = re.match(r"'(\w+)' for '(\w+)'", part).groups()
-        spilled = re.findall(r"(\d+) bytes spill", part)[:2]
-        used = re.search(r"Used (\d+) registers[^\n]*", part)
-        shared = re.search(r"(\d+) bytes smem", used[0])
-        found[symbol, arch] = Resources(
-            sum(map(int, spilled)), int(used[1]), int(shared[1]) if shared else 0
-        )
+    for part in disassembled(binary, "-res-usage").split("arch = ")[1:]:
+        arch = part.split(maxsplit=1)[0]
+        for symbol, numbers in re.findall(
+            r"Function (\w+):\s+REG:(\d+ STACK:\d+ SHARED:\d+ LOCAL:\d+)", part
+        ):
+            found[symbol, arch] = Resources(*map(int, re.findall(r"\d+", numbers)))
     return found
 
 
@@ -73,16 +75,16 @@ def table_of(found: dict[tuple[str, str], Resources]) -> list[dict]:
     return [rows[key] for key in sorted(rows)]
 
 
-def disassembler() -> str:
+def disassembled(binary: str, *options: str) -> str:
     triton = importlib.util.find_spec("triton")
     beside = triton and Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(beside) if beside and beside.exists() else shutil.which("cuobjdump") or ""
+    program = str(beside) if beside and beside.exists() else "cuobjdump"
+    command = [program, *options, binary]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def instructions_missing(binary: str, arch: str) -> list[str]:
-    sass = subprocess.run(
-        [disassembler(), "-sass", "-arch", arch, binary], capture_output=True, text=True, check=True
-    ).stdout
+    sass = disassembled(binary, "-sass", "-arch", arch)
     missing, checked = [], set()
     for part in sass.split("Function : ")[1:]:
         symbol = part.split(maxsplit=1)[0]
@@ -114,13 +116,13 @@ def compare(table: list[dict], expected: dict[tuple[str, str], dict]) -> list[st
     return problems + [f"{kernel} for {arch} is gone" for kernel, arch in expected]
 
 
-def main(log: str, binary: str, write: str = "") -> None:
-    found = read_log(Path(log).read_text())
-    assert found, f"{log} tells of no kernel"
+def main(binary: str, write: str = "") -> None:
+    found = resources_of(binary)
+    assert found, f"{binary} holds no kernel"
     problems = [
-        f"{symbol} for {arch}: {used.spilled_bytes} bytes spilled"
+        f"{symbol} for {arch}: {used.stack_bytes} bytes of stack, {used.local_bytes} local"
         for (symbol, arch), used in found.items()
-        if used.spilled_bytes
+        if used.stack_bytes or used.local_bytes
     ]
     table, version = table_of(found), f"# nvcc {nvcc_version()}\n"
     if write:
@@ -136,14 +138,15 @@ def main(log: str, binary: str, write: str = "") -> None:
         else:
             print(f"{TABLE.name} is of another nvcc")
     archs = sorted({arch for _, arch in found})
-    for arch in archs:
-        problems += instructions_missing(binary, arch)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for missing in pool.map(lambda arch: instructions_missing(binary, arch), archs):
+            problems += missing
     if problems:
         sys.exit("\n".join(problems))
     print(f"{len(found)} kernels for {', '.join(archs)} are as they should be")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     main(*sys.argv[1:])
