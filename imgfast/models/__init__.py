@@ -2,18 +2,23 @@
 
 from imgfast.models.classifier import (
     LAYERS,
+    MONOTONE,
     PRESETS,
     Classifier,
     ClassifierConfig,
     build_classifier,
     classifier_config,
 )
+from imgfast.models.cost import Cost, cost
 
 __all__ = [
     "LAYERS",
+    "MONOTONE",
     "PRESETS",
     "Classifier",
     "ClassifierConfig",
+    "Cost",
     "build_classifier",
     "classifier_config",
+    "cost",
 ]

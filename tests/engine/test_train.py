@@ -115,7 +115,7 @@ def test_a_diverged_run_stops_and_keeps_what_was_good(tmp_path, pictures):
         ({"lr": float("nan")}, "lr must lie in"),
         ({"seed": -1}, "seed must lie in"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
-        ({"model": "huge"}, "model must be one of tiny, got 'huge'"),
+        ({"model": "huge"}, "model must be one of tiny, base, wide, got 'huge'"),
         ({"layers": "none"}, "layers must be one of imgfast, stock"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda"),
     ],

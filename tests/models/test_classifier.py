@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
-from imgfast.models import PRESETS, ClassifierConfig, build_classifier, classifier_config
+from imgfast.models import MONOTONE, PRESETS, ClassifierConfig, build_classifier, classifier_config
 
 TEN = tuple("abcdefghij")
 TINY = classifier_config("tiny", TEN, 1, 28, (0.286,), (0.353,))
+BASE = classifier_config("base", TEN, 1, 28, (0.286,), (0.353,))
 
 
 def test_tiny_is_three_stages_and_a_linear_layer():
@@ -35,6 +36,9 @@ def test_tiny_is_three_stages_and_a_linear_layer():
         {"activation": "tanh", "widths": (16, 16, 16, 16), "image_size": 37},
         {"activation": "gelu", "widths": (4, 8), "kernel_size": 1},
         {"activation": "silu", "channels": 3, "mean": (0.5,) * 3, "std": (0.2,) * 3},
+        {"pool": "avg", "convolutions": 2, "widths": (8, 16)},
+        {"norm": "batch", "convolutions": 3, "widths": (8, 16)},
+        {"norm": "batch", "pool": "avg", "activation": "gelu", "dropout": 0.5},
     ],
 )
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -47,8 +51,57 @@ def test_fused_layers_compute_what_the_stock_twin_computes(changes, memory_forma
     x = x.contiguous(memory_format=memory_format)
     ours.to(memory_format=memory_format)
     # The twin in float64 is the reference of both.
-    exact = stock.double()(x.double())
-    torch.testing.assert_close(ours(x).double(), exact, rtol=1e-4, atol=1e-5)
+    stock.double()
+    for model in (ours, stock):
+        model.dropout.eval()
+    for _ in range(2):  # as in training, with the statistics of the batch; then in evaluation
+        torch.testing.assert_close(ours(x).double(), stock(x.double()), rtol=2e-4, atol=2e-5)
+        ours.eval()
+        stock.eval()
+
+
+def trained(config, seed=0):
+    """A network whose batch norms have seen pictures and have shifts."""
+    model = build_classifier(config, seed=seed)
+    for name, value in model.named_parameters():
+        if "norm" in name and name.endswith("bias"):
+            torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(seed))
+    shape = (8, config.channels, config.image_size, config.image_size)
+    for batch in torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)):
+        model(batch * 2 + 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("activation", MONOTONE)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_folding_moves_batch_norm_into_the_convolutions(activation, memory_format):
+    config = dataclasses.replace(BASE, widths=(8, 16), activation=activation)
+    model = trained(config).to(memory_format=memory_format)
+    folded = model.fold()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert folded.config.norm == "none" and not folded.training
+    x = torch.randn(5, 1, 28, 28).to(memory_format=memory_format)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"activation": "gelu"}, {"pool": "avg"}, {"norm": "none"}])
+def test_what_cannot_be_folded_stays(change):
+    model = trained(dataclasses.replace(BASE, widths=(8, 16), **change))
+    assert model.fold() is model
+
+
+def test_a_scale_that_is_not_positive_is_not_folded():
+    model = trained(dataclasses.replace(BASE, widths=(8, 16)))
+    with torch.no_grad():
+        model.stages.norm1_1.weight[3] = -1.0
+    assert model.fold() is model
+
+
+def test_the_scale_of_batch_norm_is_not_trained():
+    model = build_classifier(dataclasses.replace(BASE, widths=(8, 16)))
+    model(torch.randn(4, 1, 28, 28)).sum().backward()
+    for name, value in model.named_parameters():
+        assert (value.grad is None) == ("norm" in name and name.endswith("weight")), name
 
 
 def test_seed_decides_the_weights_and_the_callers_random_state_stays():
@@ -83,6 +136,10 @@ def test_configuration_survives_json():
         ({"std": [0.1, 0.1]}, "std must be 1 numbers"),
         ({"mean": [float("nan")]}, "mean must be finite"),
         ({"activation": "__import__"}, "activation must be one of"),
+        ({"convolutions": 9}, "1 to 8 a stage, got 9"),
+        ({"pool": "median"}, "pool must be one of"),
+        ({"norm": "layer"}, "norm must be one of"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"kernel_size": 4}, "kernel_size must be 1, 3, 5 or 7, got 4"),
         ({"surprise": 1}, "differ in"),
     ],
