@@ -132,26 +132,28 @@ struct PlaneRows {
                                             Normaliser (&n)[kWidth],
                                             float (&picked)[kWidth][2]) const {
     for_each_batch([&](int c0, const auto& of_x, const auto& of_t) {
-      float maximum[kWidth];
+      // A batch is added up by itself first: into a total of thousands of classes each one would
+      // be rounded at the size of the total.
+      Normaliser batch[kWidth];
 #pragma unroll
-      for (int i = 0; i < kWidth; i++) maximum[i] = n[i].maximum;
+      for (int i = 0; i < kWidth; i++) batch[i].maximum = n[i].maximum;
       for_each_plane(c0, of_x, of_t, [&](int, const auto& x, const auto&) {
 #pragma unroll
-        for (int i = 0; i < kWidth; i++) maximum[i] = fmaxf(maximum[i], x[i]);
+        for (int i = 0; i < kWidth; i++) batch[i].maximum = fmaxf(batch[i].maximum, x[i]);
       });
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) n[i].raise(maximum[i]);
       for_each_plane(c0, of_x, of_t, [&](int c, const auto& x, const auto& t) {
 #pragma unroll
         for (int i = 0; i < kWidth; i++) {
           const float logit[1] = {x[i]}, of_target[1] = {t[i]};
-          add_classes<kTargets>(a, c, logit, of_target, n[i]);
+          add_classes<kTargets>(a, c, logit, of_target, batch[i]);
           if constexpr (!kReadsTargets) {  // on the way: a read of its own would cost a sector
             if (c == targets[i].y[0]) picked[i][0] = x[i];
             if (c == targets[i].y[1]) picked[i][1] = x[i];
           }
         }
       });
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) n[i].join(batch[i]);
     });
   }
 

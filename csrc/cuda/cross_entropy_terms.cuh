@@ -46,6 +46,15 @@ struct Normaliser {
     top = kNoClass;
   }
 
+  // Adds classes that come later, and whose maximum is not below this one's.
+  __device__ __forceinline__ void join(const Normaliser& later) {
+    raise(later.maximum);
+    sum += later.sum;
+    dot += later.dot;
+    mass += later.mass;
+    if (top == kNoClass) top = later.top;
+  }
+
   __device__ __forceinline__ void merge(const Normaliser& other) {
     const float to = fmaxf(maximum, other.maximum), reference = reference_of(to);
     const float shift = reference_of(maximum) - reference;

@@ -38,8 +38,8 @@ NORMS = ("none", "batch")
 LAYERS = ("imgfast", "stock")
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"widths": (32, 64, 128)},
-    "base": {"widths": (64, 128, 256), "convolutions": 2, "norm": "batch"},
-    "wide": {"widths": (128, 256, 512), "convolutions": 2, "norm": "batch"},
+    "base": {"widths": (32, 64, 128), "convolutions": 2, "norm": "batch"},
+    "wide": {"widths": (64, 128, 256), "convolutions": 2, "norm": "batch"},
 }
 
 # A configuration can come from a file that somebody else wrote: bounds on what it makes us build.

@@ -7,6 +7,7 @@ targets, forward, both in one pass, and backward.
 import pytest
 import simt
 import torch
+import torch.nn.functional as F
 from cross_entropy_calls import (
     BLOCK,
     PLANES,
@@ -15,6 +16,7 @@ from cross_entropy_calls import (
     WIDE_PLANES,
     Call,
     first_correct,
+    kernels,
     reference,
     run,
 )
@@ -108,6 +110,18 @@ def check(module, call, *, grad_lse=None, seed=0, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", [PLANES, WIDE_PLANES], ids=["planes", "wide"])
+def test_a_thread_adds_many_classes_exactly(kernel):
+    """20,000 classes of one thread, each raising the maximum: no rounding at the total's size."""
+    rise = torch.linspace(-5, 30, 20_000).view(1, -1, 1)
+    x = rise + 1e-3 * torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(0, 20_000, 625).view(1, 32)
+    call = Call(x, target, reduction="none", smoothing=0.1)
+    loss = run(kernels(), call, kernel=kernel).loss.double()
+    exact = F.cross_entropy(x.double(), target, reduction="none", label_smoothing=0.1).flatten()
+    torch.testing.assert_close(loss, exact, rtol=5e-6, atol=0)
+
+
 @pytest.mark.parametrize("kernel", SHAPES, ids=["staged", "warp", "block", "planes", "wide"])
 def test_instances(module, kernel, dtype, kind):
     reductions = ["mean", "none", "sum"]
