@@ -109,8 +109,9 @@ class TrainingStep:
         for number, (part, weight) in enumerate(self.parts, start=1):
             x = mixed_pictures(images, part, mix, self.data.mean, self.data.std)
             x = x.contiguous(memory_format=torch.channels_last)
-            with self._alone(number < len(self.parts)), self._autocast():
-                loss = self.criterion(self.forward(x), mixed_targets(labels, part, mix))
+            with self._alone(number < len(self.parts)):
+                with self._autocast():
+                    loss = self.criterion(self.forward(x), mixed_targets(labels, part, mix))
                 if weight != 1:
                     loss = loss * weight
                 loss.backward()
