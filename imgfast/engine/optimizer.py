@@ -62,9 +62,7 @@ class FilterMuon(torch.optim.Muon):
             nn.Parameter(weight.detach().permute(order).view(len(weight), -1))
             for weight, order in zip(filters, self.orders, strict=True)
         ]
-        super().__init__(
-            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

@@ -23,6 +23,7 @@ class RunFolder:
     ``metrics.jsonl``     one line of JSON an epoch
     ``events.out.*``      the same for TensorBoard, where ``tensorboard`` is installed
     ``curves.png``        loss, accuracy and learning rate, at the end
+    ``lr.png``            of the learning-rate range test, where one was made
     ``last.safetensors``  after the latest epoch
     ``best.safetensors``  after the epoch with the best held-out accuracy
     ``state.safetensors`` what resuming needs, see :mod:`imgfast.engine.training_state`
@@ -43,8 +44,10 @@ class RunFolder:
         self.state = self.path / "state.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
+        self.lr_curve = self.path / "lr.png"
         try:
-            used = self.path.exists() and any(self.path.iterdir())
+            # A range test that came first does not make the folder a used one.
+            used = self.path.exists() and any(f != self.lr_curve for f in self.path.iterdir())
         except OSError as error:
             raise RunFolderError(f"{self.path}: must be a folder: {error.strerror}") from error
         if used and not overwrite:
@@ -82,8 +85,9 @@ class RunFolder:
             settings = json.loads(path.read_text())
         except ValueError as error:
             raise RunFolderError(f"{path}: must be JSON: {error}") from error
-        if not isinstance(settings, dict) or not {"data", "classifier"} <= set(settings):
-            raise RunFolderError(f"{path}: must hold the settings of a run")
+        classifier = settings.get("classifier") if isinstance(settings, dict) else None
+        if not isinstance(classifier, dict) or "image_size" not in classifier:
+            raise RunFolderError(f"{path}: must hold the settings of a run, with its classifier")
         return settings
 
     def start(self, settings: dict[str, Any]) -> None:

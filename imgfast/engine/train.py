@@ -88,7 +88,7 @@ def train(
         ``config.deterministic``. Several processes give the losses of one to the rounding of sums.
     """
     device = distributed.local_device(resolve_device(config.device))
-    with _random_state(config, device), distributed.process_group(device) as processes:
+    with random_state(config, device), distributed.process_group(device) as processes:
         return _Run(data, config, run, device, processes).train(on_step, resume)
 
 
@@ -205,7 +205,7 @@ class _Run:
 
 
 @contextmanager
-def _random_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def random_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Leave torch's random state as it was, and where asked use deterministic algorithms only."""
     before = torch.are_deterministic_algorithms_enabled()
     if config.deterministic:

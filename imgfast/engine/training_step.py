@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from contextlib import AbstractContextManager, nullcontext
 
@@ -157,7 +158,7 @@ def _parts(batch_size: int, parts: int, processes: Processes) -> list[tuple[slic
     edges = [share.start + len(share) * number // count for number in range(count + 1)]
     return [
         (slice(start, stop), (stop - start) * processes.size / batch_size)
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
+        for start, stop in itertools.pairwise(edges)
     ]
 
 
