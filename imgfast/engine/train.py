@@ -184,8 +184,8 @@ class _Run:
         self.run.log(latest)
         events.log(latest)
         # Without the seconds: the same training is to give the same bytes.
-        told = {name: value for name, value in latest.items() if name != "train_seconds"}
-        training = {**self.summary, **told}
+        told = ("epoch", "loss", "accuracy", "macro_recall")
+        training = {**self.summary, **{name: latest[name] for name in told}}
         if self._best_epoch() == latest["epoch"]:
             save_checkpoint(self.run.best, self.step.judged, training)
         save_checkpoint(self.run.last, self.step.judged, training)

@@ -105,7 +105,7 @@ def test_a_state_of_another_run_or_damaged_is_refused(tmp_path, few, pictures):
 
 
 def test_only_the_folder_of_a_run_can_be_resumed(tmp_path, run):
-    with pytest.raises(RunFolderError, match=r"must be the folder of a run, it has no config\.json"):
+    with pytest.raises(RunFolderError, match="must be the folder of a run, it has no"):
         RunFolder.existing(tmp_path)
     for text, rule in (("[", "must be JSON"), ("{}", "must hold the settings of a run")):
         (tmp_path / "config.json").write_text(text)

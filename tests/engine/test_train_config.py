@@ -34,7 +34,7 @@ def test_a_toml_file_holds_settings(tmp_path):
 def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path, text, rule):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="recipe.toml: ") as error:
+    with pytest.raises(ValueError, match=r"recipe\.toml: ") as error:
         read_toml(path)
     assert rule in str(error.value) and "\n" not in str(error.value)
 
