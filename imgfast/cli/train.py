@@ -3,46 +3,127 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from imgfast import engine
 from imgfast.cli import console
-from imgfast.cli.app import DataOption, JsonOption, OutOption, OverwriteOption, command
+from imgfast.cli.app import JsonOption, OutOption, OverwriteOption, command
 from imgfast.data import load_data
-from imgfast.data.load import SUBSET
+from imgfast.data.load import FULL, SUBSET
+from imgfast.engine import distributed
+from imgfast.engine.lr_finder import find_lr
+from imgfast.engine.train_config import read_toml
 
+_SETTINGS = [field.name for field in dataclasses.fields(engine.TrainConfig)]
 _DEFAULT = engine.TrainConfig()
+
+
+def _option(text: str, name: str | None = None) -> Any:
+    """An option that is ``None`` unless it is given: what a file says then stands."""
+    default = getattr(_DEFAULT, name) if name else None
+    return typer.Option(help=text if default is None else f"{text} Default: {default}.")
 
 
 @command()
 def train(
-    model: Annotated[str, typer.Option(help="Network: tiny.")] = _DEFAULT.model,
-    data: DataOption = SUBSET,
-    seed: Annotated[int, typer.Option(help="Of split, weights and order.")] = _DEFAULT.seed,
-    folder: OutOption = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the pictures.")] = _DEFAULT.epochs,
-    batch_size: Annotated[int, typer.Option(help="Pictures in a step.")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = _DEFAULT.lr,
+    context: typer.Context,
+    model: Annotated[str | None, _option("Network: tiny.")] = None,
+    data: Annotated[
+        str | None,
+        _option(f"{SUBSET} (in the package, the default), {FULL}, or a folder of class folders."),
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Of a folder's pictures, pixels. Default: 32.")
+        int | None, _option("Of a folder's pictures, pixels. Default: 32.")
+    ] = None,
+    folder: OutOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, named as these options with _.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run folder to go on with; it has the settings.")
+    ] = None,
+    find: Annotated[
+        bool, typer.Option("--find-lr", help="Suggest a learning rate instead of training.")
+    ] = False,
+    seed: Annotated[int | None, _option("Of split, weights and order.", "seed")] = None,
+    epochs: Annotated[int | None, _option("Passes over the pictures.", "epochs")] = None,
+    batch_size: Annotated[
+        int | None, _option("Pictures in a step, over all processes.", "batch_size")
+    ] = None,
+    accumulate: Annotated[
+        int | None, _option("Parts in which a batch is computed, to save memory.", "accumulate")
+    ] = None,
+    optimizer: Annotated[str | None, _option("adamw, sgd or muon.", "optimizer")] = None,
+    lr: Annotated[float | None, _option("Peak learning rate. Default: 0.005, of sgd 0.05.")] = None,
+    weight_decay: Annotated[
+        float | None, _option("Of the optimizer. Default: 0.05, of sgd 0.0005.")
+    ] = None,
+    warmup: Annotated[
+        float | None, _option("Share of the steps in which the rate rises.", "warmup")
+    ] = None,
+    label_smoothing: Annotated[float | None, _option("Of the loss.", "label_smoothing")] = None,
+    shift: Annotated[int | None, _option("Largest random shift, pixels.", "shift")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the pictures.")
+    ] = None,
+    mixup: Annotated[float | None, _option("Alpha of MixUp, 0 is off.", "mixup")] = None,
+    cutmix: Annotated[float | None, _option("Alpha of CutMix, 0 is off.", "cutmix")] = None,
+    ema: Annotated[
+        float | None, _option("Decay of the weights' moving average, 0 is off.", "ema")
+    ] = None,
+    amp: Annotated[str | None, _option("none, or bf16 for mixed precision.", "amp")] = None,
+    patience: Annotated[
+        int | None, _option("Stop after so many epochs without a better accuracy.", "patience")
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic", help="The same bits in every run, on CUDA too."
+        ),
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Train through torch.compile.")
     ] = None,
     layers: Annotated[
-        str, typer.Option(help="imgfast, or stock: the same network in stock PyTorch.")
-    ] = _DEFAULT.layers,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = _DEFAULT.device,
+        str | None,
+        _option("imgfast, or stock: the same network in stock PyTorch.", "layers"),
+    ] = None,
+    device: Annotated[str | None, _option("auto, cpu or cuda.", "device")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a classifier; 20% of each class are held out and judge it."""
-    settings = {"model": model, "seed": seed, "epochs": epochs, "batch_size": batch_size}
-    try:
-        config = engine.TrainConfig(**settings, lr=lr, layers=layers, device=device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    run = engine.RunFolder(folder or engine.RunFolder.unused(f"{model}-{seed}"), overwrite)
-    result, skipped = train_on(data, image_size, config, run)
+    """Train a classifier; 20% of each class are held out and judge it.
+
+    Under torchrun every process takes its share of each batch.
+    """
+    names = (*_SETTINGS, "data", "image_size")
+    given = {name: context.params[name] for name in names if context.params[name] is not None}
+    if resume is not None:
+        if given or config or folder or find or overwrite:
+            raise typer.BadParameter("--resume takes every setting from the run, give it alone")
+        run = engine.RunFolder.existing(resume)
+        values = run.settings()
+        values["image_size"] = values["classifier"]["image_size"]
+        settings = engine.TrainConfig.from_dict(_only(values, _SETTINGS))
+    else:
+        values = (read_toml(config, ("data", "image_size")) if config else {}) | given
+        try:
+            settings = engine.TrainConfig.from_dict(_only(values, _SETTINGS))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        stem = f"{settings.model}-{settings.seed}"
+        name = engine.RunFolder.unused(f"{stem}-lr" if find else stem)
+        run = engine.RunFolder(folder or name, overwrite)
+    source, size = values.get("data", SUBSET), values.get("image_size")
+    if find:
+        _show_lr(source, size, settings, run, as_json)
+        return
+    result, skipped = train_on(source, size, settings, run, resume is not None)
+    if not distributed.current().is_first:
+        return
     if as_json:
         console.print_json(
             {
@@ -54,7 +135,7 @@ def train(
                 "best_checkpoint": str(run.best),
                 "held_out": result.evaluation.pictures,
                 "skipped": skipped,
-                **dataclasses.asdict(config),
+                **dataclasses.asdict(settings),
             }
         )
     else:
@@ -63,11 +144,37 @@ def train(
 
 
 def train_on(
-    data: str, image_size: int | None, config: engine.TrainConfig, run: engine.RunFolder
+    data: str,
+    image_size: int | None,
+    config: engine.TrainConfig,
+    run: engine.RunFolder,
+    resume: bool = False,
 ) -> tuple[engine.TrainResult, int]:
     """Load and train under progress bars; the result and the number of files skipped."""
+    if not distributed.current().is_first:  # another process shows it
+        return engine.train(load_data(data, image_size), config, run, resume=resume), 0
     with console.progress("reading") as on_picture:
         pictures = load_data(data, image_size, on_picture=on_picture)
     console.report_skipped(pictures.skipped)
     with console.training_progress() as on_step:
-        return engine.train(pictures, config, run, on_step), len(pictures.skipped)
+        result = engine.train(pictures, config, run, on_step, resume)
+    return result, len(pictures.skipped)
+
+
+def _show_lr(
+    data: str, size: int | None, config: engine.TrainConfig, run: engine.RunFolder, as_json: bool
+) -> None:
+    """The range test, its suggestion and its curve."""
+    with console.progress("reading") as on_picture:
+        pictures = load_data(data, size, on_picture=on_picture)
+    console.report_skipped(pictures.skipped)
+    with console.training_progress() as on_step:
+        found = find_lr(pictures, config, run.lr_curve, on_step)
+    if as_json:
+        console.print_json({"lr": found.suggestion, "picture": str(run.lr_curve)})
+    else:
+        console.line(f"suggested --lr {found.suggestion:.1e}, curve {run.lr_curve}")
+
+
+def _only(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}

@@ -10,7 +10,8 @@ from imgfast.engine.compare import Comparison, compare
 from imgfast.engine.evaluate import Evaluation, evaluate, evaluate_checkpoint
 from imgfast.engine.predict import Prediction, predict_files, predict_probabilities
 from imgfast.engine.run_folder import RunFolder, RunFolderError
-from imgfast.engine.train import TrainConfig, TrainError, TrainResult, train
+from imgfast.engine.train import TrainError, TrainResult, train
+from imgfast.engine.train_config import TrainConfig
 
 __all__ = [
     "Checkpoint",

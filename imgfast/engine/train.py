@@ -1,27 +1,36 @@
-"""Train a classifier: AdamW, one learning-rate cycle, random shifts and flips, label smoothing.
+"""Train a classifier: one learning-rate cycle, random shifts and flips, label smoothing.
 
 Pictures stay in memory as uint8 and every batch is gathered, augmented and normalised at once.
 One seed fixes the split, the initial weights, the order and the augmentation, so that at a fixed
-number of threads the same seed gives the same weights, bit for bit.
+number of threads the same seed gives the same weights, bit for bit, whether or not the run was
+interrupted and resumed in between. Under ``torchrun`` every process takes its share of a batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
-import imgfast.nn
-from imgfast.data import Augment, ImageSet, normalise, split
+from imgfast.data import ImageSet, split
+from imgfast.engine import distributed
 from imgfast.engine.checkpoint import save_checkpoint
-from imgfast.engine.evaluate import Evaluation, evaluate
+from imgfast.engine.curves import save_curves
+from imgfast.engine.evaluate import Evaluation
+from imgfast.engine.event_log import EventLog
+from imgfast.engine.optimizer import one_cycle
 from imgfast.engine.run_folder import RunFolder
-from imgfast.models import LAYERS, PRESETS, Classifier, build_classifier, classifier_config
+from imgfast.engine.train_config import TrainConfig
+from imgfast.engine.training_state import load_state, save_state
+from imgfast.engine.training_step import TrainingStep
+from imgfast.models import Classifier, classifier_config
 
 
 class TrainError(RuntimeError):
@@ -32,68 +41,11 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The defaults are the recipe for ``tiny`` on Fashion-MNIST.
-
-    Args:
-        model: a preset of :mod:`imgfast.models`.
-        seed: of the split, the weights, the order and the augmentation.
-        epochs, batch_size, lr, weight_decay: of AdamW; ``lr`` is the peak of the cycle.
-        warmup: share of the steps in which the learning rate rises.
-        label_smoothing: of the cross-entropy, in [0, 1].
-        shift, flip: augmentation, see :class:`imgfast.data.Augment`.
-        layers: ``imgfast``, or ``stock`` for the same network and loss in stock PyTorch.
-        device: ``cpu``, ``cuda`` or ``auto``.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    model: str = "tiny"
-    seed: int = 0
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 5e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.25
-    label_smoothing: float = 0.05
-    shift: int = 1
-    flip: bool = True
-    layers: str = "imgfast"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seed", 0, 2**63 - 1),
-            ("epochs", 1, 100_000),
-            ("batch_size", 1, 1 << 20),
-            ("lr", 1e-8, 10.0),
-            ("weight_decay", 0.0, 10.0),
-            ("warmup", 0.01, 0.99),
-            ("label_smoothing", 0.0, 1.0),
-            ("shift", 0, 64),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"train: {name} must lie in [{low}, {high}], got {value}")
-        for name, allowed in (
-            ("model", tuple(PRESETS)),
-            ("layers", LAYERS),
-            ("device", ("auto", "cpu", "cuda")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"train: {name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """What came out of a run.
 
     Args:
-        model: after the last epoch.
+        model: after the last epoch; with ``ema``, the moving average.
         evaluation: of that model on the held-out pictures.
         held_out: these pictures.
         train_seconds: wall time of the training steps, without data loading and evaluation.
@@ -108,90 +60,163 @@ class TrainResult:
 
 
 def train(
-    data: ImageSet, config: TrainConfig, run: RunFolder, on_step: OnStep | None = None
+    data: ImageSet,
+    config: TrainConfig,
+    run: RunFolder,
+    on_step: OnStep | None = None,
+    resume: bool = False,
 ) -> TrainResult:
     """Train a classifier on a set's training part and judge it on the held-out part.
 
     Args:
         data: the whole set; it is split here, by ``config.seed``.
         config: the recipe.
-        run: where checkpoints and metrics go; ``last`` is written after every epoch.
+        run: where checkpoints and metrics go; ``last`` is written after every epoch. Of several
+            processes the first writes.
         on_step: called with (step, all steps, latest figures) after every step.
+        resume: go on after the last epoch of which the folder has the state; from the start where
+            it has none yet. The result is that of a run that was never interrupted.
 
     Raises:
         DataError: the set cannot be split.
         ValueError: a device that is not there, or pictures that do not fit the model.
+        CheckpointError: the state to resume from is damaged or of other settings or pictures.
         TrainError: the loss is not finite any more; checkpoints of earlier epochs stay.
+
+    Note:
+        The same bits in every run hold for one device and number of threads; on CUDA with
+        ``config.deterministic``. Several processes give the losses of one to the rounding of sums.
     """
-    device = resolve_device(config.device)
-    shape = data.images.shape
-    model_config = classifier_config(
-        config.model, data.classes, shape[1], shape[2], data.mean, data.std
-    )
-    train_set, held_out = split(data, config.seed)
-    batch_size = min(config.batch_size, len(train_set))
-    model = build_classifier(model_config, config.layers, config.seed)
-    model.to(device, memory_format=torch.channels_last)
-    library = imgfast.nn if config.layers == "imgfast" else nn
-    criterion = library.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    device = distributed.local_device(resolve_device(config.device))
+    with random_state(config, device), distributed.process_group(device) as processes:
+        return _Run(data, config, run, device, processes).train(on_step, resume)
 
-    # The last batch of an epoch is dropped unless it is full: every step weighs the same, and
-    # the pictures left out are others in each epoch.
-    steps_per_epoch = len(train_set) // batch_size
-    steps = config.epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _cycle((step + 0.5) / steps, config.warmup)
-    )
-    generator = torch.Generator().manual_seed(config.seed)
-    augment = Augment(train_set.images.to(device), config.shift, config.flip)
-    labels = train_set.labels.to(device)
-    summary = {**dataclasses.asdict(config), "data": data.name, "fingerprint": data.fingerprint()}
-    run.start({**summary, "classifier": model_config.to_dict()})
 
-    figures: dict[str, float] = {}
-    best, step, seconds = -1.0, 0, 0.0
-    for epoch in range(1, config.epochs + 1):
-        model.train()
+class _Run:
+    """One run on one set: its epochs, what is written after each, and when to stop."""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        config: TrainConfig,
+        run: RunFolder,
+        device: torch.device,
+        processes: distributed.Processes,
+    ) -> None:
+        self.config, self.run, self.device, self.processes = config, run, device, processes
+        shape = data.images.shape
+        model_config = classifier_config(
+            config.model, data.classes, shape[1], shape[2], data.mean, data.std
+        )
+        train_set, self.held_out = split(data, config.seed)
+        self.step = TrainingStep(config, model_config, train_set, device, processes)
+        self.summary = {
+            **dataclasses.asdict(config),
+            "data": data.name,
+            "fingerprint": data.fingerprint(),
+        }
+        self.settings = {**self.summary, "classifier": model_config.to_dict()}
+        self.metrics: list[dict[str, Any]] = []  # of every epoch that is done
+
+    def train(self, on_step: OnStep | None, resume: bool) -> TrainResult:
+        if resume:
+            self.metrics = load_state(self.run.state, self.step, self.settings)
+        writes = self.processes.is_first
+        events = None
+        if writes:
+            if self.metrics:
+                self.run.write_metrics(self.metrics)  # without what came after the state
+            else:
+                self.run.start(self.settings)
+            events = EventLog(self.run.path, len(self.metrics) + 1)
+        evaluation = None
+        try:
+            while not self._is_done():
+                loss, seconds, rate = self._epoch(on_step)
+                self.processes.copy_buffers(self.step.judged)
+                evaluation = self.processes.evaluate(self.step.judged, self.held_out)
+                self.metrics.append(
+                    {
+                        "epoch": len(self.metrics) + 1,
+                        "loss": loss,
+                        "accuracy": evaluation.accuracy,
+                        "macro_recall": evaluation.macro_recall,
+                        "lr": rate,
+                        "train_seconds": self._seconds() + seconds,
+                    }
+                )
+                if events is not None:
+                    self._write(events)
+        finally:
+            if events is not None:
+                events.close()
+        if writes:
+            save_curves(self.run.curves, self.metrics)
+        if evaluation is None:  # resumed when all was done
+            evaluation = self.processes.evaluate(self.step.judged, self.held_out)
+        best = max(line["accuracy"] for line in self.metrics)
+        return TrainResult(self.step.judged, evaluation, self.held_out, self._seconds(), best)
+
+    def _epoch(self, on_step: OnStep | None) -> tuple[float, float, float]:
+        """Train for one epoch: mean loss, seconds, and the last learning rate."""
+        config, step = self.config, self.step
+        epoch = len(self.metrics) + 1
+        figures = {}
+        if self.metrics:
+            figures = {name: self.metrics[-1][name] for name in ("epoch", "loss", "accuracy")}
+        done, steps = len(self.metrics) * step.batches, config.epochs * step.batches
         started = time.perf_counter()
-        order = torch.randperm(len(train_set), generator=generator)
-        total = torch.zeros((), device=device)
-        for batch in order.split(batch_size)[:steps_per_epoch]:
-            x = normalise(augment(batch, generator), data.mean, data.std)
-            loss = criterion(
-                model(x.contiguous(memory_format=torch.channels_last)), labels[batch.to(device)]
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-            step += 1
+        total = torch.zeros((), device=self.device)
+        for batch in step.begin_epoch(epoch):
+            rate = config.lr * one_cycle((done + 0.5) / steps, config.warmup)
+            total += step.run(batch, rate)
+            done += 1
             if on_step is not None:
-                on_step(step, steps, figures)
-        mean_loss = total.item() / steps_per_epoch  # waits for the device
-        seconds += time.perf_counter() - started
-        if not math.isfinite(mean_loss):
-            raise TrainError(f"train: loss became {mean_loss} in epoch {epoch}; use a lower --lr")
-        evaluation = evaluate(model, held_out)
-        figures = {"epoch": epoch, "loss": mean_loss, "accuracy": evaluation.accuracy}
-        progress = {**figures, "macro_recall": evaluation.macro_recall, "train_seconds": seconds}
-        run.log(progress)
-        saved = {**summary, **progress}
-        save_checkpoint(run.last, model, saved)
-        if evaluation.accuracy > best:
-            best = evaluation.accuracy
-            save_checkpoint(run.best, model, saved)
-    return TrainResult(model, evaluation, held_out, seconds, best)
+                on_step(done, steps, figures)
+        loss = self.processes.mean(total).item() / step.batches  # waits for the device
+        if not math.isfinite(loss):
+            raise TrainError(f"train: loss became {loss} in epoch {epoch}; use a lower --lr")
+        return loss, time.perf_counter() - started, rate
+
+    def _write(self, events: EventLog) -> None:
+        """After an epoch; the state comes last, see :mod:`imgfast.engine.training_state`."""
+        latest = self.metrics[-1]
+        self.run.log(latest)
+        events.log(latest)
+        # Without the seconds: the same training is to give the same bytes.
+        told = ("epoch", "loss", "accuracy", "macro_recall")
+        training = {**self.summary, **{name: latest[name] for name in told}}
+        if self._best_epoch() == latest["epoch"]:
+            save_checkpoint(self.run.best, self.step.judged, training)
+        save_checkpoint(self.run.last, self.step.judged, training)
+        save_state(self.run.state, self.step, self.metrics, self.settings)
+
+    def _best_epoch(self) -> int:
+        """The first epoch with the highest accuracy."""
+        return max(self.metrics, key=lambda line: (line["accuracy"], -line["epoch"]))["epoch"]
+
+    def _is_done(self) -> bool:
+        epoch, patience = len(self.metrics), self.config.patience
+        waited = epoch - self._best_epoch() if patience and self.metrics else 0
+        return epoch == self.config.epochs or (patience > 0 and waited >= patience)
+
+    def _seconds(self) -> float:
+        return self.metrics[-1]["train_seconds"] if self.metrics else 0.0
 
 
-def _cycle(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise, then half a cosine down to zero."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
+@contextmanager
+def random_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Leave torch's random state as it was, and where asked use deterministic algorithms only."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if config.deterministic:
+        # cuBLAS reads it at its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def resolve_device(name: str) -> torch.device:

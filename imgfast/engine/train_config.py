@@ -1,0 +1,162 @@
+"""The recipe of a training run: every setting, its default, its range, and reading it from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imgfast.models import LAYERS, PRESETS
+
+# Peak learning rate and weight decay where none are given. Muon's update has the size of AdamW's,
+# so it takes the same; SGD's decay is part of the gradient, hence much smaller.
+_OPTIMIZER_DEFAULTS = {"adamw": (5e-3, 0.05), "muon": (5e-3, 0.05), "sgd": (0.05, 5e-4)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults are the recipe for ``tiny`` on Fashion-MNIST.
+
+    Args:
+        model: a preset of :mod:`imgfast.models`.
+        seed: of the split, the weights, the order and the augmentation.
+        epochs: passes over the training pictures.
+        batch_size: pictures in a step, over all processes.
+        accumulate: parts in which a batch is computed, one after the other, for less memory. The
+            gradient is that of the whole batch; batch norm sees a part at a time.
+        optimizer: ``adamw``, ``sgd`` (Nesterov momentum 0.9) or ``muon``, see
+            :func:`imgfast.engine.optimizer.build_optimizers`.
+        lr: peak of the learning-rate cycle. Default: 5e-3; of ``sgd`` 0.05.
+        weight_decay: default 0.05; of ``sgd``, where it is an L2 penalty, 5e-4.
+        warmup: share of the steps in which the learning rate rises.
+        label_smoothing: of the cross-entropy, in [0, 1].
+        shift, flip: augmentation, see :class:`imgfast.data.Augment`.
+        mixup, cutmix: alpha of each, 0 is off, see :class:`imgfast.engine.mixing.Mixing`; where
+            both are on, every batch takes one of the two by chance.
+        ema: decay of the moving average of the weights, 0 is off. With it, the average is what is
+            judged and saved.
+        amp: ``none``, or ``bf16`` for bfloat16 where :class:`torch.autocast` says so.
+        patience: stop after that many epochs without a better accuracy, 0 never.
+        deterministic: only algorithms that give the same bits in every run, on CUDA too.
+        compile: train through :func:`torch.compile`.
+        layers: ``imgfast``, or ``stock`` for the same network and loss in stock PyTorch.
+        device: ``cpu``, ``cuda`` or ``auto``.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range.
+    """
+
+    model: str = "tiny"
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    lr: float | None = None
+    weight_decay: float | None = None
+    warmup: float = 0.25
+    label_smoothing: float = 0.05
+    shift: int = 1
+    flip: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    amp: str = "none"
+    patience: int = 0
+    deterministic: bool = False
+    compile: bool = False
+    layers: str = "imgfast"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, str(field.type), getattr(self, field.name))
+        for name, allowed in (
+            ("model", tuple(PRESETS)),
+            ("optimizer", tuple(_OPTIMIZER_DEFAULTS)),
+            ("amp", ("none", "bf16")),
+            ("layers", LAYERS),
+            ("device", ("auto", "cpu", "cuda")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"train: {name} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        # What depends on the optimizer is resolved here, so that the run folder tells the value.
+        defaults = zip(("lr", "weight_decay"), _OPTIMIZER_DEFAULTS[self.optimizer], strict=True)
+        for name, default in defaults:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        for name, low, high in (
+            ("seed", 0, 2**63 - 1),
+            ("epochs", 1, 100_000),
+            ("batch_size", 1, 1 << 20),
+            ("accumulate", 1, self.batch_size),
+            ("lr", 1e-8, 10.0),
+            ("weight_decay", 0.0, 10.0),
+            ("warmup", 0.01, 0.99),
+            ("label_smoothing", 0.0, 1.0),
+            ("shift", 0, 64),
+            ("mixup", 0.0, 100.0),
+            ("cutmix", 0.0, 100.0),
+            ("ema", 0.0, 0.999999),
+            ("patience", 0, 100_000),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"train: {name} must lie in [{low}, {high}], got {value}")
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """From names and values, as a file has them; what is missing has its default.
+
+        Raises:
+            ValueError: an unknown name, or a value of the wrong type or outside its range.
+        """
+        known = [field.name for field in dataclasses.fields(TrainConfig)]
+        check_names(values, known)
+        return TrainConfig(**values)
+
+
+def read_toml(path: str | Path, extra: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings in a TOML file: names of :class:`TrainConfig`, without a table around them.
+
+    Args:
+        path: the file.
+        extra: names that are allowed beside those of :class:`TrainConfig`.
+
+    Raises:
+        ValueError: not TOML, an unknown name, or a value that :class:`TrainConfig` refuses.
+        OSError: the file cannot be read.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with Path(path).open("rb") as file:
+            values = tomllib.load(file)
+        known = [field.name for field in dataclasses.fields(TrainConfig)]
+        check_names(values, [*known, *extra])
+        TrainConfig.from_dict({name: values[name] for name in values if name in known})
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are such
+        raise ValueError(f"{path}: {error}") from error
+    return values
+
+
+def check_names(values: dict[str, Any], known: list[str]) -> None:
+    """No setting but the known ones."""
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"train: {unknown[0]!r} is no setting; choose from {', '.join(known)}")
+
+
+def _check_type(name: str, kind: str, value: Any) -> None:
+    """``value`` has the type of the annotation ``kind``; an int may stand for a float."""
+    kind = kind.removesuffix(" | None") if value is None or "None" in kind else kind
+    allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[kind]
+    if value is not None and type(value) not in allowed:
+        raise ValueError(f"train: {name} must be of type {kind}, got {value!r}")
