@@ -17,6 +17,7 @@ from rich.table import Table
 
 from imgfast.data import ImageError
 from imgfast.engine import Comparison, Evaluation
+from imgfast.engine.sweep import Trade
 
 _MAX_LISTED = 20
 
@@ -113,6 +114,22 @@ def show_comparison(comparisons: Sequence[Comparison]) -> None:
             f"{row.imgfast:,.0f} ({row.imgfast_layout})",
             f"{row.stock:,.0f} ({row.stock_layout})",
             f"{row.ratio:.2f}x",
+        )
+    _out.print(table)
+
+
+def show_sweep(trades: Sequence[Trade]) -> None:
+    """Size, speed and accuracy of the networks of a sweep."""
+    columns = ("parameters", "multiply-adds", "pictures/s", "training, s", "accuracy")
+    table = Table("network", *columns, box=None)
+    for row in trades:
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+            f"{row.pictures_a_second:,.0f}",
+            f"{row.train_seconds:.1f}",
+            f"{row.accuracy:.2%}",
         )
     _out.print(table)
 

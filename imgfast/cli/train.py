@@ -16,6 +16,7 @@ from imgfast.data.load import FULL, SUBSET
 from imgfast.engine import distributed
 from imgfast.engine.lr_finder import find_lr
 from imgfast.engine.train_config import read_toml
+from imgfast.models import ACTIVATIONS, NORMS, POOLS, PRESETS
 
 _SETTINGS = [field.name for field in dataclasses.fields(engine.TrainConfig)]
 _DEFAULT = engine.TrainConfig()
@@ -30,7 +31,16 @@ def _option(text: str, name: str | None = None) -> Any:
 @command()
 def train(
     context: typer.Context,
-    model: Annotated[str | None, _option("Network: tiny.")] = None,
+    model: Annotated[str | None, _option(f"Network: {', '.join(PRESETS)}.", "model")] = None,
+    widths: Annotated[
+        str | None, _option("Filters of each stage, instead of the network's: 32,64,128.")
+    ] = None,
+    convolutions: Annotated[int | None, _option("Of each stage, the first one pooled.")] = None,
+    kernel_size: Annotated[int | None, _option("Of the convolutions: 1, 3, 5 or 7.")] = None,
+    activation: Annotated[str | None, _option(f"{', '.join(ACTIVATIONS)}.")] = None,
+    pool: Annotated[str | None, _option(f"{' or '.join(POOLS)}.")] = None,
+    norm: Annotated[str | None, _option(f"{' or '.join(NORMS)}.")] = None,
+    dropout: Annotated[float | None, _option("Share of features dropped.")] = None,
     data: Annotated[
         str | None,
         _option(f"{SUBSET} (in the package, the default), {FULL}, or a folder of class folders."),
@@ -101,6 +111,8 @@ def train(
     """
     names = (*_SETTINGS, "data", "image_size")
     given = {name: context.params[name] for name in names if context.params[name] is not None}
+    if widths is not None:
+        given["widths"] = _numbers(widths)
     if resume is not None:
         if given or config or folder or find or overwrite:
             raise typer.BadParameter("--resume takes every setting from the run, give it alone")
@@ -174,6 +186,14 @@ def _show_lr(
         console.print_json({"lr": found.suggestion, "picture": str(run.lr_curve)})
     else:
         console.line(f"suggested --lr {found.suggestion:.1e}, curve {run.lr_curve}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """``32,64,128`` as numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"widths must be like 32,64,128, got {text!r}") from None
 
 
 def _only(values: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -7,21 +7,26 @@ layout. Rounds are interleaved and medians taken, so that a busy machine disturb
 
 from __future__ import annotations
 
+import io
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 import imgfast.nn
-from imgfast.models import ClassifierConfig, build_classifier
+from imgfast.engine.checkpoint import write_atomically
+from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
 _LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _SECONDS_PER_TASK = 4.0
 _MIN_ROUNDS = 5
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,31 @@ def compare(
     return results
 
 
+def save_plot(path: Path, comparisons: list[Comparison]) -> None:
+    """Pictures a second of both sides as a PNG with bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    for axes, row in zip(figure.subplots(1, len(comparisons)), comparisons, strict=True):
+        bars = axes.bar(("imgfast", "stock PyTorch"), (row.imgfast, row.stock))
+        axes.bar_label(bars, fmt="{:,.0f}")
+        axes.set(title=f"{row.task}, {row.ratio:.2f}x", ylabel="pictures a second")
+        axes.margins(y=0.15)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=120)
+    write_atomically(path, encoded.getvalue())
+
+
+@torch.inference_mode()
+def pictures_a_second(model: Classifier, batch_size: int = 128, seconds: float = 1.0) -> float:
+    """Median speed of inference on pictures that are in memory, in channels_last."""
+    config = model.config
+    shape = (batch_size, config.channels, config.image_size, config.image_size)
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.rand(shape).to(memory_format=torch.channels_last)
+    return batch_size / _interleaved({"": lambda: model(x)}, seconds)[""]
+
+
 class _Variant:
     """One network in one kind of layers and one layout, with everything a step needs."""
 
@@ -137,14 +167,12 @@ def _check_equal(variants: dict[tuple[str, str], _Variant]) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-2, atol=1e-3)
 
 
-def _interleaved(
-    calls: dict[tuple[str, str], Callable[[], object]], seconds: float
-) -> dict[tuple[str, str], float]:
+def _interleaved(calls: dict[Key, Callable[[], object]], seconds: float) -> dict[Key, float]:
     """Median seconds of each call, one of each in turn until the time is used."""
     for call in calls.values():  # warm up: allocator, threads, oneDNN's primitives
         call()
         call()
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    times: dict[Key, list[float]] = {key: [] for key in calls}
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < _MIN_ROUNDS or time.perf_counter() < end:

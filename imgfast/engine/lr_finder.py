@@ -65,7 +65,7 @@ def find_lr(
     device = resolve_device(config.device)
     shape = data.images.shape
     model_config = classifier_config(
-        config.model, data.classes, shape[1], shape[2], data.mean, data.std
+        config.model, data.classes, shape[1], shape[2], data.mean, data.std, **config.network
     )
     rates: list[float] = []
     losses: list[float] = []

@@ -106,7 +106,7 @@ class _Run:
         self.config, self.run, self.device, self.processes = config, run, device, processes
         shape = data.images.shape
         model_config = classifier_config(
-            config.model, data.classes, shape[1], shape[2], data.mean, data.std
+            config.model, data.classes, shape[1], shape[2], data.mean, data.std, **config.network
         )
         train_set, self.held_out = split(data, config.seed)
         self.step = TrainingStep(config, model_config, train_set, device, processes)

@@ -14,6 +14,11 @@ from imgfast.models import LAYERS, PRESETS
 # so it takes the same; SGD's decay is part of the gradient, hence much smaller.
 _OPTIMIZER_DEFAULTS = {"adamw": (5e-3, 0.05), "muon": (5e-3, 0.05), "sgd": (0.05, 5e-4)}
 
+# Passes over the pictures where none are given.
+_EPOCHS = {"tiny": 20, "base": 16, "wide": 16}
+
+NETWORK = ("widths", "convolutions", "kernel_size", "activation", "pool", "norm", "dropout")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -22,7 +27,9 @@ class TrainConfig:
     Args:
         model: a preset of :mod:`imgfast.models`.
         seed: of the split, the weights, the order and the augmentation.
-        epochs: passes over the training pictures.
+        widths, convolutions, kernel_size, activation, pool, norm, dropout: of the network where it
+            is not to be the preset's, see :class:`imgfast.models.ClassifierConfig`.
+        epochs: passes over the training pictures. Default: 20; of ``base`` and ``wide`` 16.
         batch_size: pictures in a step, over all processes.
         accumulate: parts in which a batch is computed, one after the other, for less memory. The
             gradient is that of the whole batch; batch norm sees a part at a time.
@@ -49,8 +56,15 @@ class TrainConfig:
     """
 
     model: str = "tiny"
+    widths: tuple[int, ...] | None = None
+    convolutions: int | None = None
+    kernel_size: int | None = None
+    activation: str | None = None
+    pool: str | None = None
+    norm: str | None = None
+    dropout: float | None = None
     seed: int = 0
-    epochs: int = 20
+    epochs: int | None = None
     batch_size: int = 128
     accumulate: int = 1
     optimizer: str = "adamw"
@@ -71,6 +85,8 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if isinstance(self.widths, list):  # as files have it
+            object.__setattr__(self, "widths", tuple(self.widths))
         for field in dataclasses.fields(self):
             _check_type(field.name, str(field.type), getattr(self, field.name))
         for name, allowed in (
@@ -85,9 +101,10 @@ class TrainConfig:
                     f"train: {name} must be one of {', '.join(allowed)}, "
                     f"got {getattr(self, name)!r}"
                 )
-        # What depends on the optimizer is resolved here, so that the run folder tells the value.
-        defaults = zip(("lr", "weight_decay"), _OPTIMIZER_DEFAULTS[self.optimizer], strict=True)
-        for name, default in defaults:
+        # What depends on other settings is resolved here, so that the run folder tells the value.
+        lr, weight_decay = _OPTIMIZER_DEFAULTS[self.optimizer]
+        defaults = {"lr": lr, "weight_decay": weight_decay, "epochs": _EPOCHS[self.model]}
+        for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         for name, low, high in (
@@ -108,6 +125,12 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"train: {name} must lie in [{low}, {high}], got {value}")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What differs from the preset, for :func:`imgfast.models.classifier_config`."""
+        values = {name: getattr(self, name) for name in NETWORK}
+        return {name: value for name, value in values.items() if value is not None}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
@@ -156,7 +179,11 @@ def check_names(values: dict[str, Any], known: list[str]) -> None:
 
 def _check_type(name: str, kind: str, value: Any) -> None:
     """``value`` has the type of the annotation ``kind``; an int may stand for a float."""
-    kind = kind.removesuffix(" | None") if value is None or "None" in kind else kind
-    allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[kind]
-    if value is not None and type(value) not in allowed:
+    kind = kind.removesuffix(" | None")
+    scalars = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    if kind == "tuple[int, ...]":
+        fits = type(value) is tuple and all(type(item) is int for item in value)
+    else:
+        fits = type(value) in scalars[kind]
+    if value is not None and not fits:
         raise ValueError(f"train: {name} must be of type {kind}, got {value!r}")

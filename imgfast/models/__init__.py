@@ -1,8 +1,11 @@
 """Networks built from the fused layers, each with a twin of the same keys in stock layers."""
 
 from imgfast.models.classifier import (
+    ACTIVATIONS,
     LAYERS,
     MONOTONE,
+    NORMS,
+    POOLS,
     PRESETS,
     Classifier,
     ClassifierConfig,
@@ -12,8 +15,11 @@ from imgfast.models.classifier import (
 from imgfast.models.cost import Cost, cost
 
 __all__ = [
+    "ACTIVATIONS",
     "LAYERS",
     "MONOTONE",
+    "NORMS",
+    "POOLS",
     "PRESETS",
     "Classifier",
     "ClassifierConfig",

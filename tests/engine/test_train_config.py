@@ -21,7 +21,7 @@ def test_a_toml_file_holds_settings(tmp_path):
 @pytest.mark.parametrize(
     "text, rule",
     [
-        ("epoch = 3", "'epoch' is no setting; choose from model, seed, epochs"),
+        ("epoch = 3", "'epoch' is no setting; choose from model, widths"),
         ('data = "pictures"', "'data' is no setting"),
         ('epochs = "3"', "epochs must be of type int, got '3'"),
         ("epochs = true", "epochs must be of type int, got True"),
@@ -64,3 +64,11 @@ def test_rate_and_decay_are_those_of_the_optimizer():
 def test_settings_are_checked(change, rule):
     with pytest.raises(ValueError, match=rule):
         TrainConfig(**change)
+
+
+def test_the_network_changes_by_what_is_named():
+    config = TrainConfig.from_dict({"model": "base", "widths": [8, 16], "activation": "tanh"})
+    assert config.network == {"widths": (8, 16), "activation": "tanh"}
+    assert TrainConfig(model="base").network == {} and TrainConfig(model="base").epochs == 16
+    with pytest.raises(ValueError, match=r"widths must be of type tuple\[int, ...\], got \('8',\)"):
+        TrainConfig(widths=("8",))
