@@ -49,3 +49,9 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
         return wrapped
 
     return add
+
+
+def empty_folder(folder: Path) -> None:
+    """Refuse a place for results that holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise engine.RunFolderError(f"{folder}: already exists; choose another --out")

@@ -9,7 +9,7 @@ import typer
 
 from imgfast import engine
 from imgfast.cli import console
-from imgfast.cli.app import DataOption, JsonOption, command
+from imgfast.cli.app import DataOption, JsonOption, command, empty_folder
 from imgfast.data import load_data
 from imgfast.data.load import SUBSET
 from imgfast.engine.compare import save_plot as save_comparison_plot
@@ -42,8 +42,7 @@ def bench(
     speed and accuracy.
     """
     folder = folder or engine.RunFolder.unused("sweep" if sweep else "bench")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise engine.RunFolderError(f"{folder}: already exists; choose another --out")
+    empty_folder(folder)
     if sweep:
         config = engine.TrainConfig(model=model, epochs=epochs, seed=seed, batch_size=batch_size)
         with console.progress("reading") as on_picture:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from imgfast.data import ImageError
 from imgfast.engine import Comparison, Evaluation
+from imgfast.engine.report import Report
 from imgfast.engine.sweep import Trade
 
 _MAX_LISTED = 20
@@ -103,6 +104,14 @@ def show_evaluation(evaluation: Evaluation, confusion: bool = False) -> None:
         for cells in evaluation.confusion:
             print(" ".join(f"{cell:>{width}}" for cell in cells))
     print(f"\naccuracy {evaluation.accuracy:.2%} on {evaluation.pictures} pictures")
+
+
+def show_report(report: Report) -> None:
+    """What a report has beside the scores."""
+    low, high = report.interval
+    line(f"95% interval {low:.2%} to {high:.2%}")
+    line(f"top-{report.top_k} {report.top_k_accuracy:.2%}, log loss {report.log_loss:.4f}")
+    line(f"expected calibration error {report.calibration_error:.4f}")
 
 
 def show_comparison(comparisons: Sequence[Comparison]) -> None:

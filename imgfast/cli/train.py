@@ -59,7 +59,9 @@ def train(
         bool, typer.Option("--find-lr", help="Suggest a learning rate instead of training.")
     ] = False,
     seed: Annotated[int | None, _option("Of split, weights and order.", "seed")] = None,
-    epochs: Annotated[int | None, _option("Passes over the pictures.", "epochs")] = None,
+    epochs: Annotated[
+        int | None, _option("Passes over the pictures. Default: 20 of tiny, else 16.")
+    ] = None,
     batch_size: Annotated[
         int | None, _option("Pictures in a step, over all processes.", "batch_size")
     ] = None,
@@ -67,7 +69,9 @@ def train(
         int | None, _option("Parts in which a batch is computed, to save memory.", "accumulate")
     ] = None,
     optimizer: Annotated[str | None, _option("adamw, sgd or muon.", "optimizer")] = None,
-    lr: Annotated[float | None, _option("Peak learning rate. Default: 0.005, of sgd 0.05.")] = None,
+    lr: Annotated[
+        float | None, _option("Peak learning rate. Default: by network and optimizer.")
+    ] = None,
     weight_decay: Annotated[
         float | None, _option("Of the optimizer. Default: 0.05, of sgd 0.0005.")
     ] = None,

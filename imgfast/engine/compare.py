@@ -7,7 +7,6 @@ layout. Rounds are interleaved and medians taken, so that a busy machine disturb
 
 from __future__ import annotations
 
-import io
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 import imgfast.nn
-from imgfast.engine.checkpoint import write_atomically
+from imgfast.engine.figure import new_figure, save_figure
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
 _LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -102,17 +101,13 @@ def compare(
 
 def save_plot(path: Path, comparisons: list[Comparison]) -> None:
     """Pictures a second of both sides as a PNG with bars."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = new_figure(7, 4)
     for axes, row in zip(figure.subplots(1, len(comparisons)), comparisons, strict=True):
         bars = axes.bar(("imgfast", "stock PyTorch"), (row.imgfast, row.stock))
         axes.bar_label(bars, fmt="{:,.0f}")
         axes.set(title=f"{row.task}, {row.ratio:.2f}x", ylabel="pictures a second")
         axes.margins(y=0.15)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=120)
-    write_atomically(path, encoded.getvalue())
+    save_figure(figure, path)
 
 
 @torch.inference_mode()

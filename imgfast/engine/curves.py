@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imgfast.engine.tensor_file import write_atomically
+from imgfast.engine.figure import new_figure, save_figure
 
 
 def save_curves(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
@@ -17,7 +16,7 @@ def save_curves(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
         path: the PNG file; replaced atomically.
         metrics: ``epoch``, ``loss``, ``accuracy`` and ``lr`` of every epoch.
     """
-    figure = _figure(12, 3.6)
+    figure = new_figure(12, 3.6)
     epochs = [line["epoch"] for line in metrics]
     for axes, (name, title) in zip(
         figure.subplots(1, 3),
@@ -27,7 +26,7 @@ def save_curves(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
         axes.plot(epochs, [line[name] for line in metrics], marker=".")
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_lr_curve(
@@ -40,23 +39,11 @@ def save_lr_curve(
         rates, losses: of every step.
         suggestion: the rate to mark.
     """
-    figure = _figure(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     axes.plot(rates, losses)
     axes.axvline(suggestion, color="tab:red", label=f"suggestion {suggestion:.1e}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure  # without pyplot: no window, no state
-
-    return Figure((width, height), layout="constrained")
-
-
-def _save(figure: Any, path: str | Path) -> None:
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=100, metadata={"Software": None})
-    write_atomically(Path(path), encoded.getvalue())
+    save_figure(figure, path)

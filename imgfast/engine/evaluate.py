@@ -1,4 +1,7 @@
-"""How good a classifier is on labelled pictures: top-1, precision, recall, F1, confusion."""
+"""How good a classifier is on labelled pictures: top-1, precision, recall, F1, confusion.
+
+:mod:`imgfast.engine.report` adds what only a test wants to know.
+"""
 
 from __future__ import annotations
 
@@ -51,24 +54,36 @@ def evaluate(model: Classifier, data: ImageSet) -> Evaluation:
 
 
 def score(predicted: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]) -> Evaluation:
-    """Scores of predicted against true labels, both int64 ``[N]``."""
+    """Scores of predicted against true labels, both int64 ``[N]``, by torchmetrics.
+
+    Raises:
+        ValueError: no picture at all.
+    """
+    if len(labels) == 0:
+        raise ValueError("score: there must be at least one picture, got none")
+    # Its import takes seconds, which commands that score nothing should not take.
+    from torchmetrics.functional.classification import (
+        multiclass_confusion_matrix,
+        multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
+    )
+
     count = len(classes)
-    cells = torch.bincount(labels * count + predicted, minlength=count * count)
-    confusion = cells.view(count, count)
-    hits = confusion.diagonal().double()
-    actual, called = confusion.sum(1).double(), confusion.sum(0).double()
-    precision = hits / called.clamp(min=1)
-    recall = hits / actual.clamp(min=1)
-    # 2PR / (P + R) = 2 hits / (actual + called): no ratio of two small numbers
-    f1 = 2 * hits / (actual + called).clamp(min=1)
-    present = actual > 0
+    confusion = multiclass_confusion_matrix(predicted, labels, count)
+    pictures = confusion.sum(1)
+    hits = int(confusion.diagonal().sum())  # exact, where the library divides in float32
+    precision, recall, f1 = (
+        metric(predicted, labels, count, average="none").double()
+        for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
+    )
 
     def macro(values: torch.Tensor) -> float:
-        return values[present].mean().item() if len(labels) else 0.0
+        return values[pictures > 0].mean().item()
 
     return Evaluation(
         pictures=len(labels),
-        accuracy=hits.sum().item() / max(len(labels), 1),
+        accuracy=hits / len(labels),
         macro_precision=macro(precision),
         macro_recall=macro(recall),
         macro_f1=macro(f1),
@@ -79,7 +94,7 @@ def score(predicted: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...
                 precision.tolist(),
                 recall.tolist(),
                 f1.tolist(),
-                confusion.sum(1).tolist(),
+                pictures.tolist(),
                 strict=True,
             )
         ),

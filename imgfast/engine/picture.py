@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +31,43 @@ def save_prediction_grid(
         rows, columns: of the grid.
     """
     picked = torch.linspace(0, len(data) - 1, min(rows * columns, len(data))).long()
-    shown = data.subset(picked)
-    best = predict_probabilities(model, shown.images).max(1)
+    probabilities = torch.full((len(data), len(data.classes)), torch.nan)
+    probabilities[picked] = predict_probabilities(model, data.images[picked])
+    save_grid(path, data, probabilities, picked.tolist(), columns)
+
+
+def save_grid(
+    path: str | Path,
+    data: ImageSet,
+    probabilities: torch.Tensor,
+    positions: list[int],
+    columns: int = 8,
+) -> None:
+    """Write a PNG of some pictures of a set with what was said about them.
+
+    Args:
+        path: the PNG file; replaced atomically.
+        data: labelled pictures.
+        probabilities: float ``[N, classes]``, of the pictures shown at least.
+        positions: of the pictures to show; none give an empty row.
+        columns: of the grid.
+    """
+    rows = max(1, math.ceil(len(positions) / columns))
     width = columns * (_CELL + _GAP) + _GAP
     height = rows * (_CELL + _CAPTION + _GAP) + _GAP
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=12)
-    for index in range(len(shown)):
-        left = _GAP + (index % columns) * (_CELL + _GAP)
-        top = _GAP + (index // columns) * (_CELL + _CAPTION + _GAP)
-        canvas.paste(_to_image(shown.images[index]), (left, top))
-        predicted, actual = int(best.indices[index]), int(shown.labels[index])
-        right = predicted == actual
-        said = f"{_short(data.classes[predicted])} {best.values[index]:.0%}"
-        draw.text((left, top + _CELL + 1), said, _RIGHT if right else _WRONG, font)
-        if not right:
+    for cell, position in enumerate(positions):
+        left = _GAP + (cell % columns) * (_CELL + _GAP)
+        top = _GAP + (cell // columns) * (_CELL + _CAPTION + _GAP)
+        canvas.paste(_to_image(data.images[position]), (left, top))
+        probability, predicted = (value.item() for value in probabilities[position].max(0))
+        actual = int(data.labels[position])
+        said = f"{_short(data.classes[predicted])} {probability:.0%}"
+        colour = _RIGHT if predicted == actual else _WRONG
+        draw.text((left, top + _CELL + 1), said, colour, font)
+        if predicted != actual:
             draw.text((left, top + _CELL + 16), f"is {_short(data.classes[actual])}", _INK, font)
     encoded = io.BytesIO()
     canvas.save(encoded, "PNG")

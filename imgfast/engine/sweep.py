@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from imgfast.data import ImageSet
-from imgfast.engine.checkpoint import write_atomically
 from imgfast.engine.compare import pictures_a_second
+from imgfast.engine.figure import new_figure, save_figure
 from imgfast.engine.run_folder import RunFolder
 from imgfast.engine.train import TrainConfig, train
 from imgfast.models import cost
@@ -101,9 +100,7 @@ def describe(variant: dict[str, Any]) -> str:
 
 def save_plot(path: Path, trades: list[Trade]) -> None:
     """Accuracy over speed as a PNG, a disc for each network with an area by its parameters."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(9, 6)
     axes = figure.add_subplot()
     largest = max(trade.parameters for trade in trades)
     for trade in trades:
@@ -119,6 +116,4 @@ def save_plot(path: Path, trades: list[Trade]) -> None:
     axes.set(xscale="log", xlabel="pictures a second, inference", ylabel="held-out accuracy, %")
     axes.margins(0.15)
     axes.grid(alpha=0.3)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=120)
-    write_atomically(path, encoded.getvalue())
+    save_figure(figure, path)

@@ -10,12 +10,13 @@ from typing import Any
 
 from imgfast.models import LAYERS, PRESETS
 
-# Peak learning rate and weight decay where none are given. Muon's update has the size of AdamW's,
-# so it takes the same; SGD's decay is part of the gradient, hence much smaller.
-_OPTIMIZER_DEFAULTS = {"adamw": (5e-3, 0.05), "muon": (5e-3, 0.05), "sgd": (0.05, 5e-4)}
-
-# Passes over the pictures where none are given.
-_EPOCHS = {"tiny": 20, "base": 16, "wide": 16}
+# Passes over the pictures, and peak learning rate of AdamW, where none are given. Muon's update has
+# the size of AdamW's and takes the same rate.
+_RECIPES = {"tiny": (20, 5e-3), "base": (16, 2e-3), "wide": (16, 2e-3)}
+_WEIGHT_DECAY = 0.05
+# SGD's decay is part of the gradient, hence much smaller.
+_SGD_LR, _SGD_WEIGHT_DECAY = 0.05, 5e-4
+_OPTIMIZERS = ("adamw", "muon", "sgd")
 
 NETWORK = ("widths", "convolutions", "kernel_size", "activation", "pool", "norm", "dropout")
 
@@ -35,7 +36,8 @@ class TrainConfig:
             gradient is that of the whole batch; batch norm sees a part at a time.
         optimizer: ``adamw``, ``sgd`` (Nesterov momentum 0.9) or ``muon``, see
             :func:`imgfast.engine.optimizer.build_optimizers`.
-        lr: peak of the learning-rate cycle. Default: 5e-3; of ``sgd`` 0.05.
+        lr: peak of the learning-rate cycle. Default: 5e-3; of ``base`` and ``wide`` 2e-3; of
+            ``sgd`` 0.05.
         weight_decay: default 0.05; of ``sgd``, where it is an L2 penalty, 5e-4.
         warmup: share of the steps in which the learning rate rises.
         label_smoothing: of the cross-entropy, in [0, 1].
@@ -91,7 +93,7 @@ class TrainConfig:
             _check_type(field.name, str(field.type), getattr(self, field.name))
         for name, allowed in (
             ("model", tuple(PRESETS)),
-            ("optimizer", tuple(_OPTIMIZER_DEFAULTS)),
+            ("optimizer", _OPTIMIZERS),
             ("amp", ("none", "bf16")),
             ("layers", LAYERS),
             ("device", ("auto", "cpu", "cuda")),
@@ -102,8 +104,10 @@ class TrainConfig:
                     f"got {getattr(self, name)!r}"
                 )
         # What depends on other settings is resolved here, so that the run folder tells the value.
-        lr, weight_decay = _OPTIMIZER_DEFAULTS[self.optimizer]
-        defaults = {"lr": lr, "weight_decay": weight_decay, "epochs": _EPOCHS[self.model]}
+        epochs, lr = _RECIPES[self.model]
+        defaults = {"epochs": epochs, "lr": lr, "weight_decay": _WEIGHT_DECAY}
+        if self.optimizer == "sgd":
+            defaults |= {"lr": _SGD_LR, "weight_decay": _SGD_WEIGHT_DECAY}
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)

@@ -24,7 +24,7 @@ def test_a_row_for_each_network(tmp_path, pictures):
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         assert row.accuracy == last["accuracy"]
     save_plot(tmp_path / "sweep.png", rows)
-    assert Image.open(tmp_path / "sweep.png").size == (960, 600)
+    assert Image.open(tmp_path / "sweep.png").size == (900, 600)
 
 
 def test_networks_have_short_names():
