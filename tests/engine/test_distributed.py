@@ -51,7 +51,7 @@ def folder(tmp_path_factory, pictures):
 
 def test_two_processes_train_as_one(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    # 33 pictures in a batch: shares of 16 and 17. Held out are an odd number too.
+    # 33 pictures in a batch: shares of 16 and 17.
     arguments = [
         "train", "--data", str(folder), "--image-size", "28", "--epochs", "4",
         "--batch-size", "33", "--accumulate", "2", "--ema", "0.9", "--mixup", "0.4", "--cutmix",
