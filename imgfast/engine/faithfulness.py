@@ -19,7 +19,7 @@ from imgfast.data import normalise
 from imgfast.models import Classifier
 
 STEPS = 28  # points of a curve: at 28 x 28 pixels, 28 pixels are changed at a time
-_BATCH = 256
+_RANDOM_ORDERS = 4
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,20 @@ def faithfulness(
         rank[positions] = torch.arange(pixels, device=device)
         early = (rank < changed[:, None]).view(-1, 1, *images.shape[-2:])  # [points, 1, S, S]
         for area, start, end in zip(areas, (x, blur(x)), (torch.zeros_like(x), x), strict=True):
-            curve = torch.cat(
-                [model(torch.where(mask, end, start)).softmax(1)[:, label] for mask in
-                 early.split(_BATCH)]
-            )
-            area.append(torch.trapezoid(curve.float(), share).item())
+            curve = model(torch.where(early, end, start)).float().softmax(1)[:, label]
+            area.append(torch.trapezoid(curve, share).item())
     return Faithfulness(*map(torch.tensor, areas))
+
+
+def random_baseline(model: Classifier, images: torch.Tensor, target: torch.Tensor) -> Faithfulness:
+    """Scores of pixels in random order, in the mean of four fixed orders."""
+    flat = torch.zeros(len(images), *images.shape[-2:])
+    runs = [
+        faithfulness(model, images, target, pixel_order(flat, seed))
+        for seed in range(_RANDOM_ORDERS)
+    ]
+    deletion = torch.stack([run.deletion for run in runs]).mean(0)
+    return Faithfulness(deletion, torch.stack([run.insertion for run in runs]).mean(0))
 
 
 def pixel_order(heat: torch.Tensor, seed: int = 0) -> torch.Tensor:
