@@ -1,5 +1,6 @@
-"""The command ``imgfast``: a module for each of train, evaluate, predict, explain, export,
-info, demo.
+"""The command ``imgfast``: a module for each of its sub-commands.
+
+    train, evaluate, predict, explain, export, info, demo
 
 Results go to standard output, progress and errors to standard error. Exit codes:
 
@@ -12,7 +13,7 @@ Results go to standard output, progress and errors to standard error. Exit codes
 import warnings
 
 # Importing a module adds its command.
-from imgfast.cli import demo, evaluate, explain, info, predict, train  # noqa: F401
+from imgfast.cli import demo, evaluate, explain, export, info, predict, train  # noqa: F401
 from imgfast.cli.app import app
 
 

@@ -1,7 +1,8 @@
 """One PNG a picture: the picture, and beside it each heat map laid on it, with captions.
 
-Red speaks for the class, blue against it; full strength is the map's largest magnitude. The PNG is
-drawn from pixels alone: nothing else of the input file reaches it.
+Red speaks for the class, blue against it, at full strength for the largest hundredth of the map:
+one outlier does not make the rest invisible. The PNG is drawn from pixels alone: nothing else of
+the input file reaches it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def laid_on(picture: torch.Tensor, heat: torch.Tensor) -> np.ndarray:
     """
     grey = _rgb(picture).mean(2, keepdims=True)
     values = heat.numpy()[..., None]
-    strength = np.abs(values) / max(float(np.abs(values).max()), 1e-30) * _STRENGTH
+    size = np.abs(values)
+    # A map that is zero but for a few pixels has a quantile of 0: its largest value then.
+    full = np.quantile(size, 0.99) or size.max() or 1.0
+    strength = np.minimum(size / full, 1) * _STRENGTH
     colour = np.where(values > 0, np.array(_FOR), np.array(_AGAINST))
     return (grey * (1 - strength) + colour * strength).round().astype(np.uint8)
 
