@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from imgfast.data import normalise
-from imgfast.models import Classifier, build_classifier
+from imgfast.engine.stock_twin import stock_twin
+from imgfast.models import Classifier
 
 METHODS = ("grad-cam", "integrated-gradients", "occlusion")
 
@@ -44,16 +45,6 @@ class Completeness:
         quality of the integral.
         """
         return (self.total - self.difference).abs() / self.difference.abs().clamp(min=1)
-
-
-def stock_twin(model: Classifier) -> Classifier:
-    """The same network in stock layers with the same weights, in eval mode.
-
-    The fused layers never store the convolution's output; here it exists.
-    """
-    twin = build_classifier(model.config, layers="stock")
-    twin.load_state_dict(model.state_dict())
-    return twin.to(next(model.parameters()).device).eval().requires_grad_(False)
 
 
 def last_feature_map(twin: nn.Module) -> nn.Module:

@@ -5,9 +5,9 @@ What is exported is the twin in stock layers with the normalisation inside, so t
 no operator of imgfast's: pixels in [0, 1] go in, logits come out, and neither this package nor the
 training set's mean is needed to use the file.
 
-Safety: ``torch.export.load`` unpickles parts of a file (sample inputs always, weights and constants
-where the file says so), so that a ``.pt2`` from somebody else can run code. Imgfast loads none but
-the one it has just made. An ONNX file is data alone.
+Safety: ``torch.export.load`` unpickles parts of a file without ``weights_only`` (sample inputs, and
+weights and constants where the file says so), so that a ``.pt2`` from somebody else can run code.
+Imgfast loads none but the one it has just made. An ONNX file is data alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import imgfast
 from imgfast.data import DataError, load_data
-from imgfast.engine.attribution import stock_twin
 from imgfast.engine.checkpoint import Checkpoint, write_atomically
 from imgfast.engine.evaluate import evaluation_set
 from imgfast.engine.predict import predict_probabilities
+from imgfast.engine.stock_twin import stock_twin
 from imgfast.models import Classifier, ClassifierConfig
 
 FORMATS = {"torch-export": ".pt2", "onnx": ".onnx"}
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4  # of a probability: float32 sums in another order differ by fa
 METADATA_PREFIX = "imgfast."
 
 _CHECKED = 256  # pictures
-_MAX_BATCH = 1 << 16
+_MAX_BATCH = 1024
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -198,7 +198,7 @@ def compare_probabilities(
     return difference, equal.float().mean().item()
 
 
-def _split_sizes(count: int, size: int = 100) -> list[int]:
+def _split_sizes(count: int, size: int = 32) -> list[int]:
     return [size] * (count // size) + [count % size] * (count % size > 0)
 
 
@@ -210,7 +210,7 @@ def _to_torch_export(
         module, (_example(config, size),), dynamic_shapes=_dynamic_shapes(size), strict=False
     )
     for node in program.graph.nodes:
-        if node.op == "call_function" and not str(node.target).startswith("aten."):
+        if getattr(node.target, "namespace", "aten") != "aten":
             raise ExportError(f"export: the graph must have stock operators, has {node.target}")
         node.meta.pop("stack_trace", None)  # paths of this machine
     buffer = io.BytesIO()
@@ -279,7 +279,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "checkpoint_sha256": hashlib.sha256(checkpoint.path.read_bytes()).hexdigest(),
         "input": f"float32 [N, {config.channels}, {config.image_size}, {config.image_size}], "
         f"{channels} in [0, 1]; output: logits in the order of the classes",
-        "version": version("imgfast"),
+        "version": imgfast.__version__,
     }
     return {METADATA_PREFIX + key: value for key, value in values.items()}
 
@@ -298,6 +298,6 @@ def _checked_format(file_format: str | None, path: Path) -> str:
 def _batch_size(batch: str) -> int | None:
     if batch == "dynamic":
         return None
-    if not (batch.isascii() and batch.isdigit() and 1 <= int(batch[:9]) <= _MAX_BATCH):
+    if not (batch.isdecimal() and len(batch) < 6 and 1 <= int(batch) <= _MAX_BATCH):
         raise ExportError(f"export: batch must be dynamic or 1 to {_MAX_BATCH}, got {batch!r}")
     return int(batch)
