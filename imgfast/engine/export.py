@@ -7,7 +7,7 @@ training set's mean is needed to use the file.
 
 Safety: ``torch.export.load`` unpickles parts of a file without ``weights_only`` (sample inputs, and
 weights and constants where the file says so), so that a ``.pt2`` from somebody else can run code.
-Imgfast loads none but the one it has just made. An ONNX file is data alone.
+Imgfast loads none but the one it has just made. An ONNX file holds no code.
 """
 
 from __future__ import annotations
