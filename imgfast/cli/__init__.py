@@ -1,4 +1,6 @@
-"""The command ``imgfast``: a module for each of train, evaluate, predict, bench, info, demo.
+"""The command ``imgfast``: a module for each of its sub-commands.
+
+    train, evaluate, predict, explain, export, bench, info, demo
 
 Results go to standard output, progress and errors to standard error. Exit codes:
 
@@ -11,7 +13,7 @@ Results go to standard output, progress and errors to standard error. Exit codes
 import warnings
 
 # Importing a module adds its command.
-from imgfast.cli import bench, demo, evaluate, info, predict, train  # noqa: F401
+from imgfast.cli import bench, demo, evaluate, explain, export, info, predict, train  # noqa: F401
 from imgfast.cli.app import app
 
 
