@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from imgfast.data.atomic import write_atomically
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
 FORMAT = "imgfast-checkpoint-1"
@@ -106,27 +106,6 @@ def load_checkpoint(path: str | Path, layers: str = "imgfast") -> Checkpoint:
     model = build_classifier(config, layers)
     model.load_state_dict(tensors)
     return Checkpoint(model.eval(), config, training, path)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: readers and crashes see the old bytes or the new ones."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    # The rename itself lives in the folder: without this a power cut could undo it.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
