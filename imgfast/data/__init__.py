@@ -1,9 +1,11 @@
 """Data sets, pictures of the user's, the split, and the batches that training reads."""
 
 from imgfast.data.augment import Augment, normalise
+from imgfast.data.cache import cache_folder, clear_cache
+from imgfast.data.decode import read_pictures, with_channels
 from imgfast.data.errors import DataError, ImageError
-from imgfast.data.folder import expand, load_folder, read_pictures, with_channels
-from imgfast.data.imageset import ImageSet
+from imgfast.data.folder import expand, load_folder
+from imgfast.data.imageset import ImageSet, Source
 from imgfast.data.load import load_data
 from imgfast.data.picture import load_picture
 from imgfast.data.split import split, stratified_split
@@ -13,6 +15,9 @@ __all__ = [
     "DataError",
     "ImageError",
     "ImageSet",
+    "Source",
+    "cache_folder",
+    "clear_cache",
     "expand",
     "load_data",
     "load_folder",
