@@ -8,7 +8,7 @@ from imgfast.data.folder import expand, load_folder
 from imgfast.data.imageset import ImageSet, Source
 from imgfast.data.load import load_data
 from imgfast.data.picture import load_picture
-from imgfast.data.split import split, stratified_split
+from imgfast.data.split import split, stratified_split, three_way_split
 
 __all__ = [
     "Augment",
@@ -26,5 +26,6 @@ __all__ = [
     "read_pictures",
     "split",
     "stratified_split",
+    "three_way_split",
     "with_channels",
 ]
