@@ -6,8 +6,18 @@ import os
 # tilezero for 4 -> 16 channels, 5x5, stride 3). oneDNN reads this when it is loaded.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
+import pytest
+
 import imgfast
 from imgfast import _C, info
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """The tests, and the processes they start, leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_report_header() -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import bisect
 import glob
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from imgfast.data.cache import decode_cached
+from imgfast.data.decode import Progress, decode_files, with_channels
 from imgfast.data.errors import DataError, ImageError
-from imgfast.data.imageset import ImageSet, channel_statistics
-from imgfast.data.picture import SUFFIXES, load_picture, to_grey
+from imgfast.data.imageset import ImageSet, Source, channel_statistics
+from imgfast.data.picture import SUFFIXES
 
 _MAX_STORE_BYTES = 4 << 30
 _MAX_CLASSES = 10_000
-_MAX_THREADS = 4  # each may hold a picture of 50 million pixels
 
-Progress = Callable[[int, int], None]
+# Names of the parts of a set that its makers have split.
+_TRAIN, _VALIDATION, _TEST = "train", ("val", "valid", "validation"), "test"
 
 
 def load_folder(
@@ -28,8 +29,13 @@ def load_folder(
     channels: int | None = None,
     classes: tuple[str, ...] | None = None,
     on_picture: Progress | None = None,
+    cache: bool = True,
 ) -> ImageSet:
     """Every picture below a folder that has one sub-folder per class.
+
+    A folder that has nothing but the sub-folders ``train`` and ``test`` or ``val`` (``valid``,
+    ``validation``), or all three, with class folders in each, is split already: the set keeps
+    that split. Of only two parts the second counts as test.
 
     Args:
         folder: its sub-folders, sorted by name, are the classes; hidden ones are passed over.
@@ -37,84 +43,69 @@ def load_folder(
         channels: 3, 1 (luma), or ``None``: 1 if every picture is grey, else 3.
         classes: classes of a model; sub-folders must be among them. Default: the sub-folders.
         on_picture: called with (read so far, all) after each picture.
+        cache: keep the decoded pictures, and use those kept earlier. They take ``3 size^2`` bytes
+            a picture, a third of it where all are grey, 4 GiB at most; a changed folder replaces
+            its own earlier ones, and nothing else deletes them but
+            :func:`imgfast.data.cache.clear_cache` (``imgfast data --clear-cache``).
 
     Returns:
-        The set. Pictures that cannot be read are left out and listed in ``skipped``.
+        The set. Pictures that cannot be read are left out and listed in ``skipped``. From the
+        cache, the pictures are mapped from its file, not copied, unless ``channels`` asks for
+        others than were stored.
 
     Raises:
         DataError: no such folder, no sub-folder, a class without a readable picture, a class the
             model does not know, or pictures that would take more than 4 GiB.
     """
     root = Path(folder)
-    names = _sub_folders(root)
+    parts = _parts(root)
+    names = _sub_folders(parts[0])
     if classes is not None and not set(names) <= set(classes):
         unknown = sorted(set(names) - set(classes))[0]
         raise DataError(f"{root}: sub-folder {unknown!r} must be a class of the model: {classes}")
     classes = classes or names
-    files, labels = [], []
-    for name in names:
-        found = find_pictures(root / name)
-        files += found
-        labels += [classes.index(name)] * len(found)
+
+    files: list[Path] = []
+    labels: list[int] = []
+    starts: list[int] = []  # of each part in the list of files
+    for part in parts:
+        starts.append(len(files))
+        for name in _sub_folders(part):
+            if name not in names:
+                raise DataError(f"{part / name}: must be a class of {parts[0]} too: {names}")
+            found = find_pictures(part / name)
+            files += found
+            labels += [classes.index(name)] * len(found)
     if len(files) * 3 * size * size > _MAX_STORE_BYTES:
         raise DataError(
             f"{root}: pictures must take at most {_MAX_STORE_BYTES} bytes in memory, {len(files)} "
             f"of 3x{size}x{size} do not; choose a smaller picture size"
         )
-    images, kept, skipped = read_pictures(files, size, on_picture)
+    if cache:
+        decoded = decode_cached(root, files, size, on_picture)
+    else:
+        decoded = decode_files(files, size, on_picture)
+    kept = decoded.kept
+    starts = [bisect.bisect_left(kept, start) for start in starts]  # among the readable ones
     kept_labels = torch.tensor([labels[index] for index in kept], dtype=torch.int64)
-    for name in names:
-        if not bool((kept_labels == classes.index(name)).any()):
-            hint = f"; first error: {skipped[0]}" if skipped else ""
-            raise DataError(f"{root / name}: must hold at least one readable picture{hint}")
-    tensor = torch.from_numpy(with_channels(images, channels))
+    _check_complete(parts, starts, names, classes, kept_labels, decoded.errors)
+
+    tensor = torch.from_numpy(with_channels(decoded.images, channels))
+    official_test = starts[-1] if len(parts) > 1 else None
     return ImageSet(
-        str(folder), tensor, kept_labels, classes, *channel_statistics(tensor), tuple(skipped)
+        str(folder),
+        tensor,
+        kept_labels,
+        classes,
+        *channel_statistics(tensor[:official_test]),
+        tuple(decoded.errors),
+        official_test,
+        starts[1] if len(parts) == 3 else None,
+        tuple(
+            Source(files[index].relative_to(root).as_posix(), *header)
+            for index, header in zip(kept, decoded.headers, strict=True)
+        ),
     )
-
-
-def read_pictures(
-    files: list[Path], size: int, on_picture: Progress | None = None
-) -> tuple[np.ndarray, list[int], list[ImageError]]:
-    """Decode files in a few threads.
-
-    Returns:
-        uint8 ``[N, 3, size, size]`` of the readable pictures, their positions in ``files``, and
-        the errors of the others; each in the order of ``files``.
-    """
-
-    def load(path: Path) -> np.ndarray | ImageError:
-        try:
-            return load_picture(path, size)
-        except ImageError as error:
-            return error
-
-    images: list[np.ndarray] = []
-    kept: list[int] = []
-    errors: list[ImageError] = []
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
-        for index, result in enumerate(pool.map(load, files)):
-            if isinstance(result, ImageError):
-                errors.append(result)
-            else:
-                images.append(result)
-                kept.append(index)
-            if on_picture is not None:
-                on_picture(index + 1, len(files))
-    stacked = np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)
-    return stacked, kept, errors
-
-
-def with_channels(images: np.ndarray, channels: int | None) -> np.ndarray:
-    """uint8 ``[N, 3, H, W]`` as ``[N, channels, H, W]``; ``None`` drops colour where none is."""
-    if channels is None:
-        grey = bool((images == images[:, :1]).all())
-        channels = 1 if grey else 3
-    if channels == 3:
-        return images
-    if channels == 1:
-        return np.stack([to_grey(image) for image in images]) if len(images) else images[:, :1]
-    raise DataError(f"channels must be 1 or 3, got {channels}")
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -160,14 +151,50 @@ def expand(paths: Iterable[str | Path]) -> tuple[list[Path], set[Path]]:
     return list(files), named
 
 
-def _sub_folders(root: Path) -> tuple[str, ...]:
+def _parts(root: Path) -> list[Path]:
+    """The official parts of a set, training first and test last, or the folder as a whole."""
     if not root.is_dir():
         raise DataError(f"{root}: must be a folder with one sub-folder per class")
-    names = tuple(
-        sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
-    )
+    found = {path.name.lower(): path for path in _visible_folders(root)}
+    validation = [name for name in _VALIDATION if name in found]
+    names = [name for name in (_TRAIN, *validation, _TEST) if name in found]
+    # Folders that hold pictures themselves are classes, whatever they are called.
+    whole = _TRAIN not in found or len(names) < 2 or len(names) < len(found)
+    if whole or not all(_visible_folders(found[name]) for name in names):
+        return [root]
+    if len(validation) > 1:
+        raise DataError(f"{root}: must have one validation part, got {' and '.join(validation)}")
+    return [found[name] for name in names]
+
+
+def _sub_folders(root: Path) -> tuple[str, ...]:
+    names = tuple(path.name for path in _visible_folders(root))
     if not 2 <= len(names) <= _MAX_CLASSES:
         raise DataError(
             f"{root}: must have 2 to {_MAX_CLASSES} sub-folders, one per class, got {len(names)}"
         )
     return names
+
+
+def _visible_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _check_complete(
+    parts: list[Path],
+    starts: list[int],
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    labels: torch.Tensor,
+    errors: list[ImageError],
+) -> None:
+    """Every class can be trained, and every part holds something."""
+    hint = f"; first error: {errors[0]}" if errors else ""
+    ends = [*starts[1:], len(labels)]
+    present = set(labels[: ends[0]].tolist())
+    for name in names:
+        if classes.index(name) not in present:
+            raise DataError(f"{parts[0] / name}: must hold at least one readable picture{hint}")
+    for part, start, end in zip(parts, starts, ends, strict=True):
+        if start == end:
+            raise DataError(f"{part}: must hold at least one readable picture{hint}")

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from imgfast.data.errors import DataError, ImageError
+
+_CHUNK = 1024  # pictures
+
+
+class Source(NamedTuple):
+    """Where a picture comes from: its path in the set, format, and size before it was resized."""
+
+    path: str
+    format: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,9 @@ class ImageSet:
         mean, std: per channel, of pixels scaled to [0, 1]; what training normalises by.
         skipped: pictures that could not be read, in order.
         official_test: position where the official test pictures start, in a set that has such.
+        official_validation: position where the official validation pictures start, which stand
+            between the training and the test pictures, in a set that has all three.
+        sources: of each picture, or empty where nothing is known of any.
     """
 
     name: str
@@ -32,6 +47,8 @@ class ImageSet:
     std: tuple[float, ...]
     skipped: tuple[ImageError, ...] = ()
     official_test: int | None = None
+    official_validation: int | None = None
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -48,6 +65,10 @@ class ImageSet:
             self.classes
         ):
             raise DataError(f"{self.name}: labels must lie in [0, {len(self.classes)})")
+        if self.sources and len(self.sources) != len(self.images):
+            raise DataError(
+                f"{self.name}: sources must be none or {len(self.images)}, got {len(self.sources)}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,6 +82,7 @@ class ImageSet:
             self.classes,
             self.mean,
             self.std,
+            sources=tuple(self.sources[i] for i in indices.tolist()) if self.sources else (),
         )
 
     def digests(self) -> list[bytes]:
@@ -82,11 +104,14 @@ def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[f
     From the 256-bin histogram of each channel: exact, and no float copy of the pictures. A
     constant channel gets a deviation of 1, so that it normalises to zeros.
     """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for chunk in images.split(_CHUNK):  # bincount takes no uint8: convert a little at a time
+        for channel, pixels in enumerate(chunk.unbind(1)):
+            counts[channel] += torch.bincount(pixels.flatten().int(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
-    for channel in images.unbind(1):
-        weights = torch.bincount(channel.flatten().int(), minlength=256).double()
-        weights /= weights.sum()
+    for weights in counts.double():
+        weights = weights / weights.sum()
         mean = (weights * values).sum()
         deviation = (weights * (values - mean) ** 2).sum().sqrt()
         means.append(round(mean.item(), 6))

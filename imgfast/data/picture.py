@@ -13,6 +13,7 @@ import stat
 import threading
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,6 +27,14 @@ MAX_PIXELS = 50_000_000  # below Pillow's own bomb limit, so that ours speaks fi
 
 # warnings.catch_warnings is not thread-safe; reading a header takes microseconds.
 _HEADER_LOCK = threading.Lock()
+
+
+class Header(NamedTuple):
+    """What a file says of its picture: format and size in pixels, before any rotation."""
+
+    format: str
+    width: int
+    height: int
 
 
 def load_picture(path: str | Path, size: int) -> np.ndarray:
@@ -43,11 +52,19 @@ def load_picture(path: str | Path, size: int) -> np.ndarray:
         ImageError: not a regular file, above 64 MiB or 50 million pixels, another format,
             truncated or malformed.
     """
+    return decode_picture(path, size)[0]
+
+
+def decode_picture(path: str | Path, size: int) -> tuple[np.ndarray, Header]:
+    """As :func:`load_picture`, with what the file's header says."""
     data = _read_bytes(Path(path))
     try:
         with _open(data, path) as image:
+            # A JPEG may call itself by the name of a kind of JPEG, such as MPO.
+            kind = image.format if image.format in FORMATS else "JPEG"
+            header = Header(kind, *image.size)
             image.load()
-            return _pixels(image, size)
+            return to_pixels(image, size), header
     except ImageError:
         raise
     # A decoder fed with hostile bytes raises what it likes: OSError, SyntaxError, struct.error,
@@ -62,6 +79,27 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     # Pillow's fixed-point weights: they sum to 65536, so equal channels give the same value back.
     luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
     return luma.astype(np.uint8)[None]
+
+
+def to_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """Rotate, reduce to 8-bit RGB, crop and resize a decoded picture: uint8 ``[3, size, size]``."""
+    with contextlib.suppress(Exception):  # broken EXIF beside good pixels: leave it as it lies
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    elif "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+
+    # Crop before resizing: the other way round a 1 x 1,000,000 strip would grow beyond any cap.
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -98,24 +136,3 @@ def _open(data: bytes, path: object) -> Image.Image:
     if not 0 < width * height <= MAX_PIXELS:
         raise ImageError(path, f"must have 1 to {MAX_PIXELS} pixels, got {width}x{height}")
     return image
-
-
-def _pixels(image: Image.Image, size: int) -> np.ndarray:
-    """Rotate, reduce to 8-bit RGB, crop and resize a decoded picture."""
-    with contextlib.suppress(Exception):  # broken EXIF beside good pixels: leave it as it lies
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    elif "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-
-    # Crop before resizing: the other way round a 1 x 1,000,000 strip would grow beyond any cap.
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

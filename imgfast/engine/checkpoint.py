@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file that carries its configuration and its own SHA-256.
 
-Writing is atomic, see :mod:`imgfast.engine.tensor_file`. Reading trusts nothing and unpickles
+Writing is atomic, see :mod:`imgfast.data.atomic`. Reading trusts nothing and unpickles
 nothing. The header is bounded and checked first: format, configuration, and that the file holds
 exactly the tensors (names, shapes, dtypes) that the configuration asks for. Only then are values
 read, compared with the SHA-256, and loaded.
@@ -17,6 +17,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from imgfast.data.atomic import write_atomically
 from imgfast.engine.tensor_file import (
     MAX_HEADER_BYTES,
     CheckpointError,
@@ -25,7 +26,6 @@ from imgfast.engine.tensor_file import (
     encode,
     pop_metadata,
     read_header,
-    write_atomically,
 )
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
@@ -35,7 +35,6 @@ __all__ = [
     "CheckpointError",
     "load_checkpoint",
     "save_checkpoint",
-    "write_atomically",
 ]
 
 FORMAT = "imgfast-checkpoint-1"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from imgfast.data import ImageError, expand, read_pictures, with_channels
+from imgfast.data.atomic import write_atomically
 from imgfast.data.folder import Progress
 from imgfast.engine.attribution import (
     METHODS,
@@ -18,7 +19,6 @@ from imgfast.engine.attribution import (
     integrated_gradients,
     occlusion,
 )
-from imgfast.engine.checkpoint import write_atomically
 from imgfast.engine.faithfulness import faithfulness, pixel_order, random_baseline
 from imgfast.engine.overlay import draw_overlays
 from imgfast.engine.predict import predict_probabilities

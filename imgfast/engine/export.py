@@ -26,7 +26,8 @@ from torch import nn
 
 import imgfast
 from imgfast.data import DataError, load_data
-from imgfast.engine.checkpoint import Checkpoint, write_atomically
+from imgfast.data.atomic import write_atomically
+from imgfast.engine.checkpoint import Checkpoint
 from imgfast.engine.evaluate import evaluation_set
 from imgfast.engine.predict import predict_probabilities
 from imgfast.engine.stock_twin import stock_twin

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from imgfast.engine.tensor_file import write_atomically
+from imgfast.data.atomic import write_atomically
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from imgfast.data import ImageSet
-from imgfast.engine.checkpoint import write_atomically
+from imgfast.data.atomic import write_atomically
 from imgfast.engine.predict import predict_probabilities
 from imgfast.models import Classifier
 

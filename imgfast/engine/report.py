@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from imgfast.data import ImageSet
+from imgfast.data.atomic import write_atomically
 from imgfast.engine.evaluate import Evaluation, score
 from imgfast.engine.figure import new_figure, save_figure
 from imgfast.engine.picture import save_grid
 from imgfast.engine.predict import predict_probabilities
-from imgfast.engine.tensor_file import write_atomically
 from imgfast.models import Classifier
 
 _BINS = 15

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from imgfast import info
+from imgfast.data.atomic import write_atomically
 from imgfast.engine import event_log
-from imgfast.engine.tensor_file import write_atomically
 
 
 class RunFolderError(ValueError):

@@ -1,17 +1,14 @@
 """Safetensors files with their own SHA-256: written whole or not at all, read with bounds.
 
-Checkpoints and training states are such files. Writing is atomic: temporary file in the same
-folder, fsync, rename, fsync of the folder. Whatever moment the process dies at, the name holds the
-old file or the new one, whole. The same tensors and texts give the same bytes.
+Checkpoints and training states are such files, see :mod:`imgfast.data.atomic` for how they are
+written. The same tensors and texts give the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,24 +149,3 @@ def check_digest(metadata: dict[str, str], tensors: Mapping[str, torch.Tensor], 
             f"{path}: SHA-256 must be {metadata['sha256'][:16]}..., got {found[:16]}...: "
             "the file is damaged or was altered"
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: readers and crashes see the old bytes or the new ones."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    # The rename itself lives in the folder: without this a power cut could undo it.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from imgfast.data.atomic import write_atomically
 from imgfast.engine.optimizer import optimizer_tensors, restore_optimizers
 from imgfast.engine.tensor_file import (
     CheckpointError,
@@ -27,7 +28,6 @@ from imgfast.engine.tensor_file import (
     encode,
     pop_metadata,
     read_header,
-    write_atomically,
 )
 from imgfast.engine.training_step import TrainingStep
 

@@ -55,6 +55,42 @@ def test_same_seed_same_batch():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("cutout", [1, 3, 4, 40])
+def test_cutout_erases_one_clipped_square_and_all_centres_occur(cutout):
+    images = pictures()
+    height, width = images.shape[2:]
+    augment = Augment(images, shift=0, flip=False, cutout=cutout)
+    picked = torch.arange(6).repeat(200)
+    batch = augment(picked, torch.Generator().manual_seed(2))
+    mean = (images.double().mean((0, 2, 3)) + 0.5).floor().view(1, 3, 1, 1)
+    row, column = torch.arange(height).view(-1, 1), torch.arange(width)
+    squares = torch.stack(
+        [
+            (row >= y - cutout // 2)
+            & (row < y - cutout // 2 + cutout)
+            & (column >= x - cutout // 2)
+            & (column < x - cutout // 2 + cutout)
+            for y in range(height)
+            for x in range(width)
+        ]
+    )  # [centres, H, W]
+    allowed = torch.where(squares[:, None, None], mean.to(torch.uint8), images)
+    matches = (batch == allowed[:, picked]).flatten(2).all(2)  # [centres, B]
+    assert bool(matches.any(0).all())
+    assert bool(matches.any(1).all())
+
+
+def test_cutout_changes_nothing_but_its_square():
+    """The same shifts and flips with and without; a square of 4 covers at most 16 pixels."""
+    images, picked = pictures(height=9, width=9), torch.arange(6)
+    plain, cut = (
+        Augment(images, 2, True, cutout)(picked, torch.Generator().manual_seed(7))
+        for cutout in (0, 4)
+    )
+    changed = (plain != cut).any(1).flatten(1).sum(1)
+    assert int(changed.max()) <= 16 and int(changed.min()) >= 1
+
+
 def test_normalise_matches_float64():
     images = pictures()
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
