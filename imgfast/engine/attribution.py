@@ -48,7 +48,7 @@ class Completeness:
 
 
 def last_feature_map(twin: nn.Module) -> nn.Module:
-    """The module whose output is the last convolution's after its activation, before pooling.
+    """The module whose output is the last convolution's after its activation.
 
     Args:
         twin: a network in stock layers, whose modules are registered in the order they run in.
@@ -68,8 +68,8 @@ def last_feature_map(twin: nn.Module) -> nn.Module:
 def grad_cam(model: Classifier, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """``relu(sum_k mean(d logit / d A_k) A_k)`` of the last feature map A, resized to the picture.
 
-    The map is taken from :func:`stock_twin`, behind the last convolution's activation and before
-    its pooling, where it is finest.
+    The map is taken from :func:`stock_twin`, behind the last convolution's activation: before the
+    pooling, where it is finest, unless the network pools between the two.
 
     Args:
         model: the classifier, in either kind of layers.
