@@ -21,12 +21,17 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
         temporary.chmod(0o644)
-        os.replace(temporary, path)
+        move_into_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a file in its file system; ``path`` is whole even after a power cut."""
+    _sync(temporary)
+    os.replace(temporary, path)
     # The rename itself lives in the folder: without this a power cut could undo it.
     _sync(path.parent)
 

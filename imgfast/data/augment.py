@@ -36,7 +36,7 @@ class Augment:
         flip: mirror half of the pictures.
         cutout: side in pixels of a square that is erased from every picture; 0 for none. Its
             centre is any pixel with the same probability, and what lies outside is lost. Erased
-            pixels get the mean of all pictures, rounded, which :func:`normalise` makes zero.
+            pixels get the mean of all pictures, which :func:`normalise` makes zero, roughly.
 
     Source: DeVries and Taylor, 2017, arXiv:1708.04552 (cutout).
     """
@@ -89,4 +89,4 @@ class Augment:
             for side in (height, width)
         )
         indices = (torch.arange(size).view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1))
-        batch.permute(0, 2, 3, 1)[[index.to(batch.device) for index in indices]] = self.erased
+        batch.permute(0, 2, 3, 1)[tuple(index.to(batch.device) for index in indices)] = self.erased

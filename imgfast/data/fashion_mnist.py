@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the subset inside the package, and the full set where it is installed.
+"""Fashion-MNIST: the subset inside the package, and the full set, installed or downloaded.
 
 The subset is the first 1,400 training pictures of each class, in the official order: 14,000 of
 60,000, none of the official 10,000 test pictures. It lies beside this file as two IDX files inside
@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from imgfast.data.atomic import move_into_place
+from imgfast.data.cache import cache_folder
+from imgfast.data.decode import Progress
+from imgfast.data.download import download
 from imgfast.data.errors import DataError
 from imgfast.data.idx import read_idx
 from imgfast.data.imageset import ImageSet
@@ -40,9 +45,16 @@ SUBSET_IMAGES = Path(__file__).with_name("fashion-mnist-subset-images-idx3-ubyte
 SUBSET_LABELS = Path(__file__).with_name("fashion-mnist-subset-labels-idx1-ubyte.xz")
 
 # The full set is looked for in the folder this variable names, else where Debian's package
-# dataset-fashion-mnist puts it.
+# dataset-fashion-mnist puts it, else where it is downloaded to.
 FOLDER_VARIABLE = "IMGFAST_FASHION_MNIST"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+# The makers' addresses. What arrives is checked by the sums below, so that HTTP does.
+_ADDRESSES = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+)
+_MAX_DOWNLOAD_BYTES = 64 << 20  # the largest of the four has 26 million bytes
 
 # SHA-256 of the decoded values, without the IDX header.
 _SUBSET_IMAGES_SUM = "53109073cce0f1246a1b83802defdeb023d32d186e547fd85dee1cf7439a17fb"
@@ -66,39 +78,82 @@ def load_subset() -> ImageSet:
     return _image_set("fashion-mnist", images, labels)
 
 
-def load_full() -> ImageSet:
-    """The official 60,000 training and then 10,000 test pictures, where they are installed.
+def load_full(fetch: bool = False, on_progress: Progress | None = None) -> ImageSet:
+    """The official 60,000 training and then 10,000 test pictures.
+
+    Args:
+        fetch: download them, 31 MB, into the cache folder where they are not installed.
+        on_progress: called with (bytes, all bytes) of each file on its way.
 
     Raises:
-        DataError: not installed, or not the official pictures.
+        DataError: not installed and not to be downloaded, or not the official pictures.
     """
-    folder = find_full()
-    images, labels = (
-        np.concatenate([_verified(_file(folder, name), rank, _FULL[name]) for name in names])
+    folder = find_full(fetch, on_progress)
+    (images, test_images), (labels, test_labels) = (
+        [_verified(_file(folder, name), rank, _FULL[name]) for name in names]
         for rank, names in (
             (3, ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")),
             (1, ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")),
         )
     )
-    return _image_set("fashion-mnist-full", images, labels, official_test=60_000)
+    return _image_set(
+        "fashion-mnist-full",
+        np.concatenate([images, test_images]),
+        np.concatenate([labels, test_labels]),
+        official_test=len(images),
+    )
 
 
-def find_full() -> Path:
+def find_full(fetch: bool = False, on_progress: Progress | None = None) -> Path:
     """The folder that holds the four official files, plain or gzip.
+
+    Args:
+        fetch, on_progress: as for :func:`load_full`.
 
     Raises:
         DataError: there is none; the message says how to get it.
     """
     named = os.environ.get(FOLDER_VARIABLE)
-    folders = [Path(named)] if named else [_DEBIAN_FOLDER]
-    for folder in folders:
-        if all(_file(folder, name).is_file() for name in _FULL):
-            return folder
+    installed = Path(named) if named else _DEBIAN_FOLDER
+    if _holds_all(installed):
+        return installed
+    downloaded = cache_folder() / "fashion-mnist"
+    if fetch and not _holds_all(downloaded):
+        _download(downloaded, on_progress)
+    if _holds_all(downloaded):
+        return downloaded
     raise DataError(
-        f"fashion-mnist-full: the four official files must lie in {folders[0]}, they do not; "
+        f"fashion-mnist-full: the four official files must lie in {installed}, they do not; "
+        "download them with `imgfast data fashion-mnist-full --download`, "
         f"install Debian's dataset-fashion-mnist, set {FOLDER_VARIABLE} to their folder, "
         "or use the subset that ships with imgfast, fashion-mnist"
     )
+
+
+def _holds_all(folder: Path) -> bool:
+    return all(_file(folder, name).is_file() for name in _FULL)
+
+
+def _download(folder: Path, on_progress: Progress | None) -> None:
+    """Fetch what is missing; a file gets its name only after its values were checked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            for name, expected in _FULL.items():
+                if _file(folder, name).is_file():
+                    continue
+                path = Path(temporary, f"{name}.gz")
+                rank = 3 if "images" in name else 1
+                download(
+                    [address + path.name for address in _ADDRESSES],
+                    path,
+                    _MAX_DOWNLOAD_BYTES,
+                    lambda got, rank=rank, expected=expected: _verified(got, rank, expected),
+                    on_progress,
+                )
+                move_into_place(path, folder / path.name)
+    except OSError as error:
+        raise DataError(f"fashion-mnist-full: cannot be stored in {folder}: {error}") from error
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -13,10 +13,9 @@ import torch
 from imgfast.data.cache import decode_cached
 from imgfast.data.decode import Progress, decode_files, with_channels
 from imgfast.data.errors import DataError, ImageError
-from imgfast.data.imageset import ImageSet, Source, channel_statistics
+from imgfast.data.imageset import MAX_BYTES, ImageSet, Source, channel_statistics
 from imgfast.data.picture import SUFFIXES
 
-_MAX_STORE_BYTES = 4 << 30
 _MAX_CLASSES = 10_000
 
 # Names of the parts of a set that its makers have split.
@@ -76,9 +75,9 @@ def load_folder(
             found = find_pictures(part / name)
             files += found
             labels += [classes.index(name)] * len(found)
-    if len(files) * 3 * size * size > _MAX_STORE_BYTES:
+    if len(files) * 3 * size * size > MAX_BYTES:
         raise DataError(
-            f"{root}: pictures must take at most {_MAX_STORE_BYTES} bytes in memory, {len(files)} "
+            f"{root}: pictures must take at most {MAX_BYTES} bytes in memory, {len(files)} "
             f"of 3x{size}x{size} do not; choose a smaller picture size"
         )
     if cache:

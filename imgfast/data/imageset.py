@@ -10,6 +10,7 @@ import torch
 
 from imgfast.data.errors import DataError, ImageError
 
+MAX_BYTES = 4 << 30  # of a set's pictures in memory
 _CHUNK = 1024  # pictures
 
 
