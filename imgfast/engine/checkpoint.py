@@ -33,6 +33,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "Checkpoint",
     "CheckpointError",
+    "checkpoint_file",
     "load_checkpoint",
     "save_checkpoint",
 ]
@@ -71,19 +72,23 @@ def save_checkpoint(path: str | Path, model: Classifier, training: dict[str, Any
     write_atomically(Path(path), encode(model.state_dict(), metadata))
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """The file that is meant: of a run folder its ``last.safetensors``."""
+    path = Path(path)
+    return path / "last.safetensors" if path.is_dir() else path
+
+
 def load_checkpoint(path: str | Path, layers: str = "imgfast") -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        path: the file, or a run folder, whose ``last.safetensors`` is meant.
+        path: as in :func:`checkpoint_file`.
         layers: kind of layers to build, as in :class:`~imgfast.models.Classifier`.
 
     Raises:
         CheckpointError: missing, not a checkpoint of ours, damaged or altered.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "last.safetensors"
+    path = checkpoint_file(path)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

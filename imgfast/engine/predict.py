@@ -30,26 +30,61 @@ class Prediction:
     probability: float
 
 
-@torch.no_grad()
-def predict_probabilities(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """``softmax(model(normalised images))``.
+def predict_probabilities(
+    model: Classifier, images: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """``softmax(model(normalised images) / temperature)``.
+
+    Args:
+        model: the classifier; it is put in eval mode.
+        images: uint8 ``[N, C, S, S]``, on any device.
+        temperature: above 0; above 1 the probabilities are less extreme.
+
+    Returns:
+        float32 ``[N, classes]``, on the CPU; every row sums to 1.
+
+    Raises:
+        ValueError: as :func:`predict_logits`.
+    """
+    return (predict_logits(model, images) / temperature).softmax(1)
+
+
+def predict_logits(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """``model(normalised images)``, batch by batch.
 
     Args:
         model: the classifier; it is put in eval mode.
         images: uint8 ``[N, C, S, S]``, on any device.
 
     Returns:
-        float32 ``[N, classes]``, on the CPU; every row sums to 1.
+        float32 ``[N, classes]``, on the CPU, all finite.
+
+    Raises:
+        ValueError: images of another dtype or shape, or an output that is NaN or infinite.
     """
-    model.eval()
     config = model.config
+    shape = (config.channels, config.image_size, config.image_size)
+    if images.dtype != torch.uint8 or images.shape[1:] != shape:
+        raise ValueError(
+            f"predict: images must be uint8 [N, {', '.join(map(str, shape))}], "
+            f"got {str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        )
+    model.eval()
     device = next(model.parameters()).device
     rows = [torch.empty(0, len(config.classes))]
-    for batch in images.split(_BATCH):
-        x = normalise(batch.to(device), config.mean, config.std)
-        logits = model(x.contiguous(memory_format=torch.channels_last))
-        rows.append(logits.float().softmax(1).cpu())
-    return torch.cat(rows)
+    with torch.inference_mode():
+        for batch in images.split(_BATCH):
+            x = normalise(batch.to(device), config.mean, config.std)
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            rows.append(logits.float().cpu())
+    # Outside inference mode: the caller gets a tensor that it may change and derive by.
+    logits = torch.cat(rows)
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            "predict: the model's outputs must be finite, got NaN or infinity; its weights are "
+            "not fit for use, train it again with a lower learning rate"
+        )
+    return logits
 
 
 def predict_files(
