@@ -17,6 +17,7 @@ from rich.table import Table
 
 from imgfast.data import ImageError
 from imgfast.engine import Comparison, Evaluation
+from imgfast.engine.attack import AttackCurve
 from imgfast.engine.report import Report
 from imgfast.engine.sweep import Trade
 
@@ -112,6 +113,13 @@ def show_report(report: Report) -> None:
     line(f"95% interval {low:.2%} to {high:.2%}")
     line(f"top-{report.top_k} {report.top_k_accuracy:.2%}, log loss {report.log_loss:.4f}")
     line(f"expected calibration error {report.calibration_error:.4f}")
+
+
+def show_attack(curve: AttackCurve) -> None:
+    """Accuracy for each size of an attack, in steps of a pixel's 255."""
+    figures = zip(curve.eps, curve.accuracy, strict=True)
+    shown = ", ".join(f"{255 * eps:g}/255: {accuracy:.1%}" for eps, accuracy in figures)
+    line(f"accuracy under {curve.method}, {curve.pictures} pictures: {shown}")
 
 
 def show_comparison(comparisons: Sequence[Comparison]) -> None:

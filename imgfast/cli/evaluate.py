@@ -10,6 +10,10 @@ import typer
 from imgfast import engine
 from imgfast.cli import console
 from imgfast.cli.app import CheckpointOption, JsonOption, command, empty_folder
+from imgfast.data import load_data
+from imgfast.engine.abstention import calibrate, ood_auroc, save_abstention
+from imgfast.engine.attack import attack_curve
+from imgfast.engine.attack import save_plot as save_attack_plot
 from imgfast.engine.evaluate import evaluation_set
 from imgfast.engine.report import report, save_report
 
@@ -21,6 +25,17 @@ def evaluate(
         str | None, typer.Option(help="Default: what was held out of the training set.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Also count the k most probable.")] = 3,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="fgsm or pgd: accuracy on attacked pictures.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --attack.")] = 0,
+    ood: Annotated[
+        str | None, typer.Option(help="A data set of other things: are they told apart?")
+    ] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(help="Accuracy, 0.99: find the certainty for it, for predict --abstain."),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="New folder for tables and pictures.")
     ] = None,
@@ -29,27 +44,55 @@ def evaluate(
     """Accuracy, precision, recall, F1, confusion and calibration on pictures not trained on.
 
     With --out: confusion.png and .csv, classes.csv, reliability.png, mistakes.png,
-    evaluation.json.
+    evaluation.json; with --attack attack.png too. With --abstain: abstention.json beside the
+    checkpoint.
     """
     if folder is not None:
         empty_folder(folder)
     loaded = engine.load_checkpoint(checkpoint)
+    model, config = loaded.model, loaded.config
     with console.progress("reading") as on_picture:
         pictures = evaluation_set(loaded, data, on_picture)
     console.report_skipped(pictures.skipped)
-    found = report(loaded.model, pictures, top_k)
+    found = report(model, pictures, top_k)
+    curves = []
+    for method in attack or ():
+        with console.progress(f"attacking, {method}") as on_picture:
+            curves.append(attack_curve(model, pictures, method, seed=seed, on_picture=on_picture))
+    auroc = None
+    if ood is not None:
+        with console.progress("reading") as on_picture:
+            others = load_data(ood, config.image_size, config.channels, on_picture=on_picture)
+        auroc = ood_auroc(model, pictures.images, others.images)
+    abstention = None if abstain is None else calibrate(model, pictures, abstain)
+    if abstention is not None:
+        save_abstention(loaded.path, abstention)
     if folder is not None:
         save_report(folder, found, pictures)
+        if curves:
+            save_attack_plot(folder / "attack.png", curves)
     if as_json:
         extra = {
             "checkpoint": str(loaded.path),
             "data": pictures.name,
             "skipped": len(pictures.skipped),
+            "attacks": [curve.to_dict() for curve in curves],
+            "ood_auroc": auroc,
+            "abstention": abstention.to_dict() if abstention else None,
             "out": str(folder) if folder else None,
         }
         console.print_json({**found.to_dict(), **extra})
         return
     console.show_evaluation(found.evaluation, confusion=True)
     console.show_report(found)
+    for curve in curves:
+        console.show_attack(curve)
+    if auroc is not None:
+        console.line(f"told from {ood} by certainty: AUROC {auroc:.3f}")
+    if abstention is not None:
+        console.line(
+            f"sure of {abstention.coverage:.1%} of the pictures, of which "
+            f"{abstention.accuracy:.2%} are right; predict --abstain leaves out the others"
+        )
     if folder is not None:
         console.line(f"report {folder}")

@@ -83,6 +83,9 @@ def train(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the pictures.")
     ] = None,
+    cutout: Annotated[
+        int | None, _option("Side of a square that is erased, pixels.", "cutout")
+    ] = None,
     mixup: Annotated[float | None, _option("Alpha of MixUp, 0 is off.", "mixup")] = None,
     cutmix: Annotated[float | None, _option("Alpha of CutMix, 0 is off.", "cutmix")] = None,
     ema: Annotated[

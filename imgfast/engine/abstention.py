@@ -22,9 +22,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from imgfast.data import ImageSet
+from imgfast.data.atomic import write_atomically
 from imgfast.engine.checkpoint import checkpoint_file
 from imgfast.engine.predict import predict_logits, predict_probabilities
-from imgfast.engine.tensor_file import write_atomically
 from imgfast.models import Classifier
 
 FORMAT = "imgfast-abstention-1"

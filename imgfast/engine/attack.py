@@ -14,7 +14,6 @@ bound on the accuracy under the worst change: a stronger attack may find more.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from imgfast.data import ImageSet, normalise
-from imgfast.data.folder import Progress
-from imgfast.engine.tensor_file import write_atomically
+from imgfast.data.decode import Progress
+from imgfast.engine.figure import new_figure, save_figure
 from imgfast.models import Classifier
 
 METHODS = ("fgsm", "pgd")
@@ -149,9 +148,7 @@ def adversarial(
 
 def save_plot(path: str | Path, curves: Sequence[AttackCurve]) -> None:
     """Plot accuracy over the size of the attack, one line a curve, as PNG; replaced atomically."""
-    from matplotlib.figure import Figure  # slow to import; without pyplot: no window, no state
-
-    figure = Figure((6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     for curve in curves:
         label = curve.method.upper() + (f", {curve.steps} steps" if curve.steps > 1 else "")
@@ -159,9 +156,7 @@ def save_plot(path: str | Path, curves: Sequence[AttackCurve]) -> None:
     axes.set(xlabel="largest change of a pixel, of 255", ylabel="accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=100, metadata={"Software": None})
-    write_atomically(Path(path), encoded.getvalue())
+    save_figure(figure, path)
 
 
 def _attack(

@@ -41,7 +41,7 @@ class TrainConfig:
         weight_decay: default 0.05; of ``sgd``, where it is an L2 penalty, 5e-4.
         warmup: share of the steps in which the learning rate rises.
         label_smoothing: of the cross-entropy, in [0, 1].
-        shift, flip: augmentation, see :class:`imgfast.data.Augment`.
+        shift, flip, cutout: augmentation, see :class:`imgfast.data.Augment`.
         mixup, cutmix: alpha of each, 0 is off, see :class:`imgfast.engine.mixing.Mixing`; where
             both are on, every batch takes one of the two by chance.
         ema: decay of the moving average of the weights, 0 is off. With it, the average is what is
@@ -76,6 +76,7 @@ class TrainConfig:
     label_smoothing: float = 0.05
     shift: int = 1
     flip: bool = True
+    cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
     ema: float = 0.0
@@ -121,6 +122,7 @@ class TrainConfig:
             ("warmup", 0.01, 0.99),
             ("label_smoothing", 0.0, 1.0),
             ("shift", 0, 64),
+            ("cutout", 0, 4096),
             ("mixup", 0.0, 100.0),
             ("cutmix", 0.0, 100.0),
             ("ema", 0.0, 0.999999),

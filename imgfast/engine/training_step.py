@@ -61,7 +61,7 @@ class TrainingStep:
         self.optimizers = build_optimizers(self.model, config)
         loss = imgfast.nn.CrossEntropyLoss if config.layers == "imgfast" else _StockPairLoss
         self.criterion = loss(label_smoothing=config.label_smoothing)
-        self.augment = Augment(data.images.to(device), config.shift, config.flip)
+        self.augment = Augment(data.images.to(device), config.shift, config.flip, config.cutout)
         self.mixing = Mixing(config.mixup, config.cutmix)
         self.labels = data.labels.to(device)
         self.batch_size = min(config.batch_size, len(data))

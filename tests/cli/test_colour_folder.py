@@ -49,3 +49,18 @@ def test_explain(workspace):
     (path,) = maps.glob("*.png")
     with Image.open(path) as overlay:
         assert len(overlay.convert("RGB").getcolors(1 << 20)) > 100
+
+
+def test_attack_abstention_and_foreign_pictures(workspace):
+    (workspace / "other" / "grey").mkdir(parents=True)
+    for level in range(20):
+        Image.new("RGB", (50, 40), (12 * level,) * 3).save(workspace / f"other/grey/{level}.png")
+    options = ("--attack", "fgsm", "--attack", "pgd", "--abstain", 0.05, "--json")
+    options += ("--ood", workspace / "other", "--out", workspace / "attacked")
+    found = json.loads(imgfast("evaluate", "--checkpoint", workspace / "run", *options))
+    assert [curve["method"] for curve in found["attacks"]] == ["fgsm", "pgd"]
+    for curve in found["attacks"]:
+        assert curve["accuracy"][0] == found["accuracy"]
+    assert 0 <= found["ood_auroc"] <= 1 and found["abstention"]["accuracy"] >= 0.05
+    assert (workspace / "attacked" / "attack.png").is_file()
+    assert (workspace / "run" / "abstention.json").is_file()
