@@ -10,11 +10,10 @@ import typer
 from imgfast import engine
 from imgfast.cli import console
 from imgfast.cli.app import CheckpointOption, JsonOption, command, empty_folder
-from imgfast.data import load_data
 from imgfast.engine.abstention import calibrate, ood_auroc, save_abstention
 from imgfast.engine.attack import attack_curve
 from imgfast.engine.attack import save_plot as save_attack_plot
-from imgfast.engine.evaluate import evaluation_set
+from imgfast.engine.evaluate import evaluation_set, foreign_pictures
 from imgfast.engine.report import report, save_report
 
 
@@ -30,7 +29,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of --attack.")] = 0,
     ood: Annotated[
-        str | None, typer.Option(help="A data set of other things: are they told apart?")
+        str | None, typer.Option(help="A set or folder of other things: are they told apart?")
     ] = None,
     abstain: Annotated[
         float | None,
@@ -62,8 +61,8 @@ def evaluate(
     auroc = None
     if ood is not None:
         with console.progress("reading") as on_picture:
-            others = load_data(ood, config.image_size, config.channels, on_picture=on_picture)
-        auroc = ood_auroc(model, pictures.images, others.images)
+            others = foreign_pictures(config, ood, on_picture)
+        auroc = ood_auroc(model, pictures.images, others)
     abstention = None if abstain is None else calibrate(model, pictures, abstain)
     if abstention is not None:
         save_abstention(loaded.path, abstention)

@@ -6,16 +6,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from imgfast.data import DataError, ImageSet, load_data, split
+from imgfast.data import (
+    DataError,
+    ImageSet,
+    expand,
+    load_data,
+    read_pictures,
+    split,
+    with_channels,
+)
 from imgfast.data.folder import Progress
 from imgfast.data.load import FULL, SUBSET
 from imgfast.engine.checkpoint import Checkpoint
 from imgfast.engine.predict import predict_probabilities
-from imgfast.models import Classifier
+from imgfast.models import Classifier, ClassifierConfig
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,28 @@ def evaluation_set(
             "held out is not known; give --data to judge on all pictures of a folder"
         )
     return data
+
+
+def foreign_pictures(
+    config: ClassifierConfig, name: str, on_picture: Progress | None = None
+) -> torch.Tensor:
+    """Pictures of other things, in a model's size: a data set, or a folder of any pictures.
+
+    Returns:
+        uint8 ``[N, C, S, S]``; pictures that cannot be read are left out.
+
+    Raises:
+        DataError: no such set, or no readable picture.
+    """
+    if not Path(name).is_dir():
+        return load_data(name, config.image_size, config.channels, on_picture=on_picture).images
+    files, _ = expand([name])
+    images, kept, errors = read_pictures(files, config.image_size, on_picture)
+    if not kept:
+        raise DataError(
+            f"{name}: must hold at least one readable picture; first error: {errors[0]}"
+        )
+    return torch.from_numpy(with_channels(images, config.channels))
 
 
 def evaluate_checkpoint(
