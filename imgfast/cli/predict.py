@@ -15,7 +15,6 @@ import typer
 from imgfast import engine
 from imgfast.cli import console
 from imgfast.cli.app import CheckpointOption, JsonOption, command
-from imgfast.engine.abstention import load_abstention
 from imgfast.engine.predict import Prediction
 
 
@@ -50,7 +49,7 @@ def predict(
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv")
     model = engine.load_checkpoint(checkpoint).model
-    abstention = load_abstention(checkpoint) if abstain else None
+    abstention = engine.load_abstention(checkpoint) if abstain else None
     given = _with_standard_input(paths)
     started = time.perf_counter()
     with console.progress("predicting") as on_picture:
