@@ -1,5 +1,14 @@
 """Train, evaluate, predict, compare: what the command line runs, as functions."""
 
+from imgfast.engine.abstention import (
+    Abstention,
+    AbstentionError,
+    calibrate,
+    load_abstention,
+    ood_auroc,
+    save_abstention,
+)
+from imgfast.engine.attack import AttackCurve, attack_curve
 from imgfast.engine.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -14,6 +23,9 @@ from imgfast.engine.train import TrainError, TrainResult, train
 from imgfast.engine.train_config import TrainConfig
 
 __all__ = [
+    "Abstention",
+    "AbstentionError",
+    "AttackCurve",
     "Checkpoint",
     "CheckpointError",
     "Comparison",
@@ -24,12 +36,17 @@ __all__ = [
     "TrainConfig",
     "TrainError",
     "TrainResult",
+    "attack_curve",
+    "calibrate",
     "compare",
     "evaluate",
     "evaluate_checkpoint",
+    "load_abstention",
     "load_checkpoint",
+    "ood_auroc",
     "predict_files",
     "predict_probabilities",
+    "save_abstention",
     "save_checkpoint",
     "train",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +13,18 @@ from imgfast.data import ImageError, expand, normalise, read_pictures, with_chan
 from imgfast.data.folder import Progress
 from imgfast.models import Classifier
 
+if TYPE_CHECKING:  # which needs the logits of this module
+    from imgfast.engine.abstention import Abstention
+
 _BATCH = 256
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability, in [0, 1]."""
+
+    label: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -21,13 +33,17 @@ class Prediction:
 
     Args:
         path: the file, as given or found.
-        label: name of the most probable class.
-        probability: its probability, in [0, 1].
+        label: name of the most probable class; ``None`` where the classifier abstains.
+        probability: of the most probable class, in [0, 1].
+        abstained: that probability is below the threshold.
+        top: the most probable classes, best first, whether or not the classifier abstains.
     """
 
     path: str
-    label: str
+    label: str | None
     probability: float
+    abstained: bool
+    top: tuple[Guess, ...]
 
 
 def predict_probabilities(
@@ -88,14 +104,21 @@ def predict_logits(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 
 def predict_files(
-    model: Classifier, paths: Iterable[str | Path], on_picture: Progress | None = None
+    model: Classifier,
+    paths: Iterable[str | Path],
+    on_picture: Progress | None = None,
+    top_k: int = 1,
+    abstention: Abstention | None = None,
 ) -> tuple[list[Prediction], list[ImageError], set[str]]:
     """Predict files, folders (all pictures below) and glob patterns.
 
     Args:
-        model: the classifier.
+        model: the classifier; batch norm is folded into the convolutions once, in a copy.
         paths: what to predict, in order.
         on_picture: called with (read so far, all) after each picture.
+        top_k: how many classes to tell of each picture, from 1 to the model's number.
+        abstention: temperature of the probabilities, and the threshold below which the classifier
+            says nothing.
 
     Returns:
         The predictions in order, the errors of files that could not be read, and which of these
@@ -103,9 +126,15 @@ def predict_files(
 
     Raises:
         DataError: a folder or a pattern without a picture.
+        ValueError: ``top_k`` outside its range, or an output that is NaN or infinite.
     """
-    files, named = expand(paths)
     config = model.config
+    if not 1 <= top_k <= len(config.classes):
+        raise ValueError(f"predict: top_k must be 1 to {len(config.classes)}, got {top_k}")
+    model = model.eval().fold()
+    temperature = abstention.temperature if abstention else 1.0
+    threshold = abstention.threshold if abstention else 0.0
+    files, named = expand(paths)
     predictions: list[Prediction] = []
     errors: list[ImageError] = []
     # Chunks: a folder of any size is read in bounded memory.
@@ -119,13 +148,16 @@ def predict_files(
         images, kept, skipped = read_pictures(chunk, config.image_size, report)
         errors += skipped
         pixels = torch.from_numpy(with_channels(images, config.channels))
-        best = predict_probabilities(model, pixels).max(1)
-        predictions += [
-            Prediction(str(chunk[index]), config.classes[label], probability)
-            for index, label, probability in zip(
-                kept, best.indices.tolist(), best.values.tolist(), strict=True
+        best = predict_probabilities(model, pixels, temperature).topk(top_k)
+        for index, labels, values in zip(
+            kept, best.indices.tolist(), best.values.tolist(), strict=True
+        ):
+            top = tuple(Guess(config.classes[i], p) for i, p in zip(labels, values, strict=True))
+            abstained = top[0].probability < threshold
+            label = None if abstained else top[0].label
+            predictions.append(
+                Prediction(str(chunk[index]), label, top[0].probability, abstained, top)
             )
-        ]
     # An error carries its path made fit for one line; compare in that form.
     named_lines = {" ".join(str(path).split()) for path in named}
     return predictions, errors, {error.path for error in errors} & named_lines

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 from imgfast import cli, engine
 from imgfast.data import load_data
 from imgfast.engine import load_checkpoint, predict_probabilities
+from imgfast.engine.abstention import Abstention, save_abstention
 
 CLASSES = {"Trouser": 1, "Bag": 8, "Sneaker": 7}
 
@@ -123,6 +125,74 @@ def test_predict_as_csv_and_as_text(workspace, trained):
     assert all(0.3 < float(row["probability"]) <= 1 for row in rows)
     done = imgfast("predict", "--checkpoint", "run", pattern)
     assert done.stdout.splitlines()[0].startswith(f"pictures/Bag/01.png: {rows[0]['label']} ")
+
+
+def test_predict_tells_how_fast_it_was(workspace, trained):
+    done = imgfast("predict", "--checkpoint", "run", "pictures/Bag/01.png", "pictures/Bag/02.png")
+    told = r"imgfast: 2 pictures in \d+\.\d\d s, [\d,]+ pictures/s \(decoding and network\)\n"
+    assert re.fullmatch(told, done.stderr) and len(done.stdout.splitlines()) == 2
+
+
+def test_predict_the_most_probable_classes(workspace, trained):
+    arguments = ("predict", "--checkpoint", "run", "pictures/Bag/01.png", "--top-k")
+    (item,) = json.loads(imgfast(*arguments, 3, "--json").stdout)["predictions"]
+    assert sorted(guess["label"] for guess in item["top"]) == sorted(CLASSES)
+    chances = [guess["probability"] for guess in item["top"]]
+    assert chances == sorted(chances, reverse=True) and sum(chances) == pytest.approx(1)
+    assert item["abstained"] is False and item["label"] == item["top"][0]["label"]
+    shown = ", ".join(f"{guess['label']} {guess['probability']:.1%}" for guess in item["top"][:2])
+    assert imgfast(*arguments, 2).stdout == f"pictures/Bag/01.png: {shown}\n"
+    (row,) = csv.DictReader(io.StringIO(imgfast(*arguments, 2, "--csv").stdout))
+    assert list(row) == ["path", "label", "probability", "label_2", "probability_2"]
+    assert row["label_2"] == item["top"][1]["label"]
+    assert float(row["probability_2"]) == pytest.approx(chances[1], abs=1e-5)
+    done = imgfast(*arguments, 4)
+    assert done.exit_code == 1 and done.stderr == "imgfast: predict: top_k must be 1 to 3, got 4\n"
+    assert imgfast(*arguments, 0).exit_code == 2
+
+
+def test_predict_paths_from_standard_input(workspace, trained):
+    names = ["pictures/Bag/01.png", "pictures/Trouser/02.png"]
+    arguments = ["predict", "--checkpoint", "run", "--json", "pictures/Sneaker/03.png", "-"]
+    done = CliRunner().invoke(cli.app, arguments, input="\n".join(names) + "\n\n")
+    assert done.exit_code == 0, done.stderr
+    found = [item["path"] for item in json.loads(done.stdout)["predictions"]]
+    assert found == ["pictures/Sneaker/03.png", *names]
+    done = CliRunner().invoke(cli.app, arguments, input="absent.png\n")
+    assert done.exit_code == 1 and "absent.png: cannot be read" in done.stderr
+    done = CliRunner().invoke(cli.app, arguments, input="\n")
+    assert done.exit_code == 1 and "standard input: must name at least one" in done.stderr
+
+
+def test_predict_abstains_below_the_threshold(workspace, trained):
+    arguments = ("predict", "--checkpoint", "run", "pictures", "--abstain")
+    done = imgfast(*arguments)
+    assert done.exit_code == 1 and done.stdout == ""
+    assert "run `imgfast evaluate --checkpoint run/last.safetensors --abstain`" in done.stderr
+
+    plain = json.loads(imgfast(*arguments[:-1], "--json").stdout)["predictions"]
+    threshold = sorted(item["probability"] for item in plain)[30] - 1e-5
+    save_abstention("run", Abstention(1.0, threshold, 0.99, 0.75, 24))
+    found = json.loads(imgfast(*arguments, "--json").stdout)["predictions"]
+    for item, before in zip(found, plain, strict=True):
+        assert item["abstained"] == (before["probability"] < threshold)
+        assert item["label"] == (None if item["abstained"] else before["label"])
+    assert sum(item["abstained"] for item in found) == 30
+    rows = list(csv.DictReader(io.StringIO(imgfast(*arguments, "--csv").stdout)))
+    assert [row["label"] for row in rows] == [item["label"] or "" for item in found]
+    lines = imgfast(*arguments).stdout.splitlines()
+    for line, item in zip(lines, found, strict=True):
+        assert line == f"{item['path']}: {item['label'] or '?'} {item['probability']:.1%}"
+    refused = next(item for item in found if item["abstained"])
+    (line,) = imgfast(
+        "predict", "--checkpoint", "run", refused["path"], "--abstain", "--top-k", 2
+    ).stdout.splitlines()
+    assert f": ? {refused['probability']:.1%} ({refused['top'][0]['label']} " in line
+
+    # Hotter probabilities are lower: now every picture is below.
+    save_abstention("run", Abstention(50.0, threshold, 0.99, 0.75, 24))
+    found = json.loads(imgfast(*arguments, "--json").stdout)["predictions"]
+    assert all(item["abstained"] and item["probability"] < 0.5 for item in found)
 
 
 @pytest.mark.parametrize(

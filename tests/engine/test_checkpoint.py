@@ -124,6 +124,10 @@ def test_nothing_in_the_package_unpickles():
                 assert not loaders & {name.name.split(".")[0] for name in node.names}, file
             elif isinstance(node, ast.ImportFrom):
                 assert (node.module or "").split(".")[0] not in loaders, file
+                names = {name.name for name in node.names}
+                assert node.module not in {"torch", "numpy"} or "load" not in names, file
+            elif isinstance(node, ast.keyword):
+                assert node.arg not in {"allow_pickle", "weights_only"}, file
             elif isinstance(node, ast.Attribute) and node.attr == "load":
                 # torch.load and numpy.load; safetensors.torch.load holds no code.
                 assert ast.unparse(node.value) not in {"torch", "np", "numpy"}, file

@@ -1,11 +1,16 @@
 """Predictions of files equal predictions of the same pictures in memory."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from imgfast.engine import load_checkpoint, predict_files, predict_probabilities
+from imgfast.engine.abstention import Abstention
+from imgfast.models import Classifier, build_classifier
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +58,106 @@ def test_bad_files_are_errors_of_their_own_and_named_ones_are_told_apart(tmp_pat
     assert [item.path for item in found] == [str(folder / "a.png"), str(folder / "b.png")]
     assert [error.path for error in errors] == [str(named), str(folder / "bad.png")]
     assert bad_named == {str(named)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pictures):
+    """Twelve pictures as files."""
+    root = tmp_path_factory.mktemp("twelve")
+    for index in range(12):
+        Image.fromarray(pictures.images[index, 0].numpy()).save(root / f"{index:02}.png")
+    return root
+
+
+def test_the_most_probable_classes_come_best_first(model, pictures, folder):
+    found = predict_files(model, [folder], top_k=3)[0]
+    best = predict_probabilities(model, pictures.images[:12]).topk(3)
+    for item, indices, values in zip(found, best.indices, best.values, strict=True):
+        assert [guess.label for guess in item.top] == [model.config.classes[i] for i in indices]
+        assert [guess.probability for guess in item.top] == pytest.approx(values.tolist(), abs=1e-6)
+        assert (item.label, item.probability) == (item.top[0].label, item.top[0].probability)
+        assert not item.abstained
+    assert len(predict_files(model, [folder], top_k=10)[0][0].top) == 10
+    for wrong in (0, 11):
+        with pytest.raises(ValueError, match=f"top_k must be 1 to 10, got {wrong}"):
+            predict_files(model, [folder], top_k=wrong)
+
+
+def test_below_the_threshold_there_is_no_label(model, pictures, folder):
+    plain = predict_probabilities(model, pictures.images[:12])
+    scaled = (plain.double().log() / 1.7).softmax(1).amax(1)  # a constant in the logits is nothing
+    threshold = scaled.sort().values[4:6].mean().item()
+    abstention = Abstention(1.7, threshold, 0.9, 0.5, 100)
+    found = predict_files(model, [folder], top_k=2, abstention=abstention)[0]
+    assert sum(item.abstained for item in found) == 5
+    for item, certainty, index in zip(found, scaled, plain.argmax(1), strict=True):
+        assert item.probability == pytest.approx(certainty.item(), abs=1e-6)
+        assert item.abstained == (certainty.item() < threshold)
+        name = model.config.classes[index]
+        assert item.label == (None if item.abstained else name) and item.top[0].label == name
+
+
+def test_batch_norm_is_folded_once(model, folder, monkeypatch):
+    config = dataclasses.replace(model.config, widths=(8, 8), convolutions=2, norm="batch")
+    normed = build_classifier(config, seed=3)
+    for module in normed.modules():  # statistics as after training
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            module.bias.data.uniform_(-1, 1)
+    expected = predict_probabilities(normed, _pixels(folder)).amax(1).tolist()
+    before = copy.deepcopy(normed.state_dict())
+    ran, folds, forward, fold = [], [], Classifier.forward, Classifier.fold
+
+    def counted_forward(self, x):
+        ran.append((self.config.norm, torch.is_inference_mode_enabled()))
+        return forward(self, x)
+
+    monkeypatch.setattr(Classifier, "forward", counted_forward)
+    monkeypatch.setattr(Classifier, "fold", lambda self: folds.append(self) or fold(self))
+    found = predict_files(normed, [folder])[0]
+    assert set(ran) == {("none", True)} and len(folds) == 1
+    assert [item.probability for item in found] == pytest.approx(expected, abs=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in normed.state_dict().items())
+
+
+def _pixels(folder):
+    """uint8 [N, 1, 28, 28] of the files of a folder."""
+    files = sorted(folder.iterdir())
+    return torch.stack(
+        [torch.from_numpy(np.asarray(Image.open(file))[None].copy()) for file in files]
+    )
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 1, 28, 28),
+        torch.zeros(2, 1, 28, 28, dtype=torch.int64),
+        torch.zeros(1, 28, 28, dtype=torch.uint8),
+        torch.zeros(28, dtype=torch.uint8),
+        torch.zeros((), dtype=torch.uint8),
+        torch.zeros(2, 3, 28, 28, dtype=torch.uint8),
+        torch.zeros(2, 1, 0, 28, dtype=torch.uint8),
+        torch.full((1, 1, 28, 28), float("nan")),
+    ],
+    ids=lambda images: f"{images.dtype} {list(images.shape)}",
+)
+def test_other_dtypes_and_shapes_are_refused(model, images):
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, 1, 28, 28\], got ") as caught:
+        predict_probabilities(model, images)
+    assert str(caught.value).endswith(str(list(images.shape)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_outputs_that_are_not_finite_are_refused(model, pictures, value):
+    broken = copy.deepcopy(model)
+    broken.head.bias.data[3] = value
+    with pytest.raises(ValueError, match="outputs must be finite"):
+        predict_probabilities(broken, pictures.images[:3])
+
+
+def test_probabilities_are_an_ordinary_tensor(model, pictures):
+    found = predict_probabilities(model, pictures.images[:2])
+    assert not found.is_inference() and not found.requires_grad
+    found.mul_(2)  # would fail on a tensor of inference mode
