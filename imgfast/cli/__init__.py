@@ -1,4 +1,4 @@
-"""The command ``imgfast``: a module for each of train, evaluate, predict, info, demo.
+"""The command ``imgfast``: a module for each of data, train, evaluate, predict, info, demo.
 
 Results go to standard output, progress and errors to standard error. Exit codes:
 
@@ -11,7 +11,7 @@ Results go to standard output, progress and errors to standard error. Exit codes
 import warnings
 
 # Importing a module adds its command.
-from imgfast.cli import demo, evaluate, info, predict, train  # noqa: F401
+from imgfast.cli import data, demo, evaluate, info, predict, train  # noqa: F401
 from imgfast.cli.app import app
 
 
