@@ -1,6 +1,6 @@
 """The command ``imgfast``: a module for each of its sub-commands.
 
-    train, evaluate, predict, explain, export, bench, info, demo
+    data, train, evaluate, predict, explain, export, bench, info, demo
 
 Results go to standard output, progress and errors to standard error. Exit codes:
 
@@ -13,7 +13,17 @@ Results go to standard output, progress and errors to standard error. Exit codes
 import warnings
 
 # Importing a module adds its command.
-from imgfast.cli import bench, demo, evaluate, explain, export, info, predict, train  # noqa: F401
+from imgfast.cli import (  # noqa: F401
+    bench,
+    data,
+    demo,
+    evaluate,
+    explain,
+    export,
+    info,
+    predict,
+    train,
+)
 from imgfast.cli.app import app
 
 

@@ -12,6 +12,7 @@ import typer
 from imgfast import engine
 from imgfast.cli import console
 from imgfast.data.load import FULL, SUBSET
+from imgfast.data.torchvision_sets import PREFIX
 
 app = typer.Typer(
     add_completion=False,
@@ -22,7 +23,9 @@ app = typer.Typer(
 
 DataOption = Annotated[
     str,
-    typer.Option(help=f"{SUBSET} (inside the package), {FULL}, or a folder of class folders."),
+    typer.Option(
+        help=f"{SUBSET} (inside the package), {FULL}, {PREFIX}NAME, or a folder of class folders."
+    ),
 ]
 CheckpointOption = Annotated[Path, typer.Option(help="Checkpoint file or run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]

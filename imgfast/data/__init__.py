@@ -8,16 +8,19 @@ from imgfast.data.folder import expand, load_folder
 from imgfast.data.imageset import ImageSet, Source
 from imgfast.data.load import load_data
 from imgfast.data.picture import load_picture
+from imgfast.data.report import DataReport, describe
 from imgfast.data.split import split, stratified_split, three_way_split
 
 __all__ = [
     "Augment",
     "DataError",
+    "DataReport",
     "ImageError",
     "ImageSet",
     "Source",
     "cache_folder",
     "clear_cache",
+    "describe",
     "expand",
     "load_data",
     "load_folder",

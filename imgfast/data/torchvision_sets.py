@@ -150,7 +150,9 @@ def _open_parts(name: str, download: bool) -> list[Any]:
     # ImportError: a library that the set needs, such as scipy.
     except (RuntimeError, OSError, ImportError) as error:
         where = f" in {arguments['root']}" if "root" in arguments else ""
-        remedy = "" if download else f"; download it with `imgfast data {name} --download`"
+        remedy = ""
+        if isinstance(error, RuntimeError) and arguments.get("download") is False:
+            remedy = f"; download it with `imgfast data {name} --download`"
         raise DataError(f"{name}: cannot be read{where}: {_one_line(error)}{remedy}") from error
 
 
