@@ -98,11 +98,11 @@ def _show(report: DataReport) -> None:
 def _show_duplicates(report: DataReport) -> None:
     found = report.duplicates
     console.line(
-        f"duplicates {found.surplus:,} pictures: {found.within_class:,} groups within a class, "
-        f"{found.across_classes:,} across classes"
+        f"duplicates {found.surplus:,}; groups of equal pictures: {found.within_class:,} within a "
+        f"class, {found.across_classes:,} across classes"
     )
     if found.across_parts:
-        console.line(f"           {found.across_parts:,} held-out pictures are in training too")
+        console.line(f"           {found.across_parts:,} held out and in training too")
     for group in found.groups[:_LISTED_GROUPS]:
         console.line(f"           {' = '.join(group)}")
     if len(found.groups) > _LISTED_GROUPS:

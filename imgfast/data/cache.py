@@ -85,7 +85,7 @@ def decode_cached(
 
 
 def clear_cache() -> tuple[int, int]:
-    """Delete all decoded folders. Downloaded data sets stay.
+    """Delete all decoded folders. Data sets that were downloaded stay.
 
     Returns:
         Number of files deleted and their size in bytes.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from imgfast.data.decode import Progress
-from imgfast.data.errors import DataError
+from imgfast.data.errors import DataError, one_line
 
 _CHUNK_BYTES = 1 << 16
 SILENCE_SECONDS = 20.0  # the longest wait for an answer or for the next bytes
@@ -73,6 +73,6 @@ def _chunks(address: str, max_bytes: int, on_progress: Progress | None) -> Itera
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{address}: {error or type(error).__name__}") from error
+        raise DataError(f"{address}: {one_line(error) or type(error).__name__}") from error
     if total and done != total:
         raise DataError(f"{address}: must send {total} bytes, sent {done}")

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def one_line(text: object) -> str:
+    """What a decoder, a server or a file's name says, with all white space as single blanks."""
+    return " ".join(str(text).split())
+
+
 class DataError(ValueError):
     """A data set that cannot be used: which file or folder, the rule, the value."""
 
@@ -17,6 +22,6 @@ class ImageError(DataError):
 
     def __init__(self, path: object, reason: str) -> None:
         # One line whatever the decoder said or the file is called.
-        self.path = " ".join(str(path).split())
-        self.reason = " ".join(reason.split())
+        self.path = one_line(path)
+        self.reason = one_line(reason)
         super().__init__(f"{self.path}: {self.reason}")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from imgfast.data.cache import cache_folder
 from imgfast.data.decode import Progress, with_channels
-from imgfast.data.errors import DataError, ImageError
+from imgfast.data.errors import DataError, ImageError, one_line
 from imgfast.data.imageset import MAX_BYTES, ImageSet, Source, channel_statistics
 from imgfast.data.picture import to_pixels
 
@@ -129,7 +129,7 @@ def _open_parts(name: str, download: bool) -> list[Any]:
     # A torchvision that was made for another torch fails with a RuntimeError.
     except (ImportError, RuntimeError) as error:
         raise DataError(
-            f"{name}: needs torchvision, which cannot be imported ({_one_line(error)}); "
+            f"{name}: needs torchvision, which cannot be imported ({one_line(error)}); "
             "run `pip install torchvision`"
         ) from error
     make = getattr(datasets, kind, None)
@@ -153,7 +153,7 @@ def _open_parts(name: str, download: bool) -> list[Any]:
         remedy = ""
         if isinstance(error, RuntimeError) and arguments.get("download") is False:
             remedy = f"; download it with `imgfast data {name} --download`"
-        raise DataError(f"{name}: cannot be read{where}: {_one_line(error)}{remedy}") from error
+        raise DataError(f"{name}: cannot be read{where}: {one_line(error)}{remedy}") from error
 
 
 def _item(part: Any, index: int, path: str) -> tuple[Image.Image, int]:
@@ -183,7 +183,3 @@ def _classes(part: Any, count: int) -> tuple[str, ...]:
     return tuple(
         name if often[name] == 1 else f"{name} ({label})" for label, name in enumerate(joined)
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

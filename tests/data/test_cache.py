@@ -9,9 +9,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from imgfast.data import cache, cache_folder, clear_cache, load_folder
-from imgfast.data.cache import decode_cached
-from imgfast.data.folder import find_pictures
+from imgfast.data import ImageError, cache, cache_folder, clear_cache, decode, load_folder
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +21,11 @@ def own_cache(tmp_path, monkeypatch):
 def decoded(monkeypatch) -> list[int]:
     """How many files each call of the decoder was given."""
     calls = []
-    decode = cache.decode_files
+    decode_files = cache.decode_files
 
     def counted(files, *arguments):
         calls.append(len(files))
-        return decode(files, *arguments)
+        return decode_files(files, *arguments)
 
     monkeypatch.setattr(cache, "decode_files", counted)
     return calls
@@ -179,17 +177,19 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder, tmp_path, monkeypatc
     assert stored() == []  # no half of a file, no temporary one
 
 
-def test_a_file_that_was_unreadable_for_a_while_is_found(folder, monkeypatch, decoded):
+def test_a_file_that_was_unreadable_for_a_while_is_found(folder, monkeypatch):
     """As after a network that failed: the file is as before, but can be read."""
-    files = find_pictures(folder)
-    decode = cache.decode_files
+    read = decode.decode_picture
+
+    def failing(path, size):
+        if path.name == "1.png":
+            raise ImageError(path, "cannot be read: Input/output error")
+        return read(path, size)
+
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "decode_files", lambda files, *rest: decode(files[1:], *rest))
-        lost = decode_cached(folder, files, 8)
-    assert len(lost.kept) == 5
-    # Positions are those of another list here, which is what makes the first file count as bad.
-    again = decode_cached(folder, files, 8)
-    assert again.kept == [0, 1, 2, 3, 4, 5] and len(again.errors) == 1
+        patch.setattr(decode, "decode_picture", failing)
+        assert len(load_folder(folder, 8)) == 4
+    assert same(load_folder(folder, 8), load_folder(folder, 8, cache=False))
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgfast.data import DataError, expand, load_folder
+from imgfast.data import DataError, expand, load_folder, split, three_way_split
 from imgfast.data.imageset import channel_statistics
 
 
@@ -74,6 +74,66 @@ def test_classes_of_a_model_keep_their_numbers(folder):
     assert data.labels.tolist() == [2, 2, 2, 1, 1, 1]
     with pytest.raises(DataError, match="'sandal' must be a class of the model"):
         load_folder(folder, size=28, classes=("trouser", "boot"))
+
+
+def in_parts(folder, **parts):
+    """Move the classes of the folder into parts: the numbers of the pictures of each."""
+    for part, picked in parts.items():
+        for name in ("sandal", "trouser"):
+            (folder / part / name).mkdir(parents=True)
+            for number in picked:
+                (folder / name / f"{number}.png").rename(folder / part / name / f"{number}.png")
+    for name in ("sandal", "trouser"):
+        (folder / name).rmdir()
+
+
+@pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
+def test_a_folder_of_two_parts_is_an_official_split(folder, subset, test):
+    expected = load_folder(folder, size=28)
+    in_parts(folder, train=(0, 2), **{test: (1,)})
+    (folder / "train" / "sandal" / "0.bmp").write_bytes(b"no picture")
+    data = load_folder(folder, size=28)
+    assert data.classes == ("sandal", "trouser") and data.labels.tolist() == [0, 0, 1, 1, 0, 1]
+    assert data.images.equal(expected.images[[0, 2, 3, 5, 1, 4]])
+    assert (data.official_validation, data.official_test) == (None, 4)
+    assert [len(part) for part in split(data, seed=3)] == [4, 2]
+    assert data.sources[4].path == f"{test}/sandal/1.png"
+    # What training normalises by comes from the training part.
+    assert data.mean == pytest.approx([data.images[:4].double().mean().item() / 255], abs=1e-6)
+
+
+def test_a_folder_of_three_parts(folder):
+    in_parts(folder, train=(0,), valid=(1,), test=(2,))
+    data = load_folder(folder, size=28)
+    assert (data.official_validation, data.official_test) == (2, 4)
+    paths = [[source.path for source in part.sources] for part in three_way_split(data, seed=0)]
+    assert paths == [
+        [f"{part}/{name}/{number}.png" for name in ("sandal", "trouser")]
+        for number, part in enumerate(("train", "valid", "test"))
+    ]
+
+
+def test_parts_that_do_not_fit_are_named(folder):
+    in_parts(folder, train=(0,), val=(1,), test=(2,))
+    (folder / "val").rename(folder / "validation")
+    (folder / "test" / "sandal").rename(folder / "test" / "boot")
+    with pytest.raises(DataError, match=r"test/boot: must be a class of .*train too"):
+        load_folder(folder, size=28)
+    for name in ("boot", "trouser"):
+        (folder / "test" / name / "2.png").write_bytes(b"no picture")
+    (folder / "test" / "boot").rename(folder / "test" / "sandal")
+    with pytest.raises(DataError, match="test: must hold at least one readable picture; first"):
+        load_folder(folder, size=28)
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(DataError, match="one validation part, got val and validation"):
+        load_folder(folder, size=28)
+
+
+def test_classes_may_be_called_train_and_test(folder):
+    (folder / "sandal").rename(folder / "test")
+    (folder / "trouser").rename(folder / "train")
+    data = load_folder(folder, size=28)
+    assert data.classes == ("test", "train") and data.official_test is None
 
 
 def test_paths_expand_to_files_once_and_in_order(folder):

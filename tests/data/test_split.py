@@ -1,11 +1,14 @@
 """The split: stratified, reproducible, and equal pictures never on both sides."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgfast.data import DataError, ImageSet, split, stratified_split
+from imgfast.data import DataError, ImageSet, split, stratified_split, three_way_split
 
 
 def image_set(labels: list[int], pictures: list[int], classes: int = 2) -> ImageSet:
@@ -62,3 +65,60 @@ def test_a_class_of_one_large_group_still_has_both_sides():
 def test_a_class_that_cannot_be_split_is_named():
     with pytest.raises(DataError, match="class 'class 1' must have at least 2 distinct pictures"):
         split(image_set([0, 0, 1, 1], [1, 2, 3, 3]), seed=0)
+
+
+def numbers(data: ImageSet) -> list[int]:
+    """Which pictures of :func:`image_set` these are."""
+    return (data.images[:, 0, 0, 0].int() + 256 * data.images[:, 0, 0, 1].int()).tolist()
+
+
+def test_three_parts_of_the_subset(subset):
+    parts = three_way_split(subset, seed=3)
+    assert [part.labels.bincount().tolist() for part in parts] == [
+        [980] * 10,
+        [140] * 10,
+        [280] * 10,
+    ]
+    digests = [set(part.digests()) for part in parts]
+    assert len(set.union(*digests)) == sum(map(len, digests)) == 14_000
+    # A model chosen by the validation part may be judged by what split holds out.
+    assert digests[2] == set(split(subset, seed=3)[1].digests())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_duplicates_stay_in_one_of_three_parts(data):
+    count = data.draw(st.integers(10, 120))
+    labels = data.draw(st.lists(st.integers(0, 1), min_size=count, max_size=count))
+    pictures = data.draw(st.lists(st.integers(0, count), min_size=count, max_size=count))
+    # Three pictures of their own keep each class splittable.
+    labels += [0, 0, 0, 1, 1, 1]
+    pictures += [1000, 1001, 1002, 1003, 1004, 1005]
+    parts = three_way_split(image_set(labels, pictures), seed=data.draw(st.integers(0, 99)))
+    found = [numbers(part) for part in parts]
+    assert sorted(itertools.chain(*found)) == sorted(pictures)
+    assert sum(len(set(part)) for part in found) == len(set(pictures))
+    assert all(found)
+
+
+def test_official_parts_stay_as_they_are():
+    plain = image_set([0, 1] * 20, list(range(40)))
+    both = dataclasses.replace(plain, official_validation=24, official_test=30)
+    assert [len(part) for part in split(both, seed=0)] == [30, 10]
+    assert [numbers(part) for part in three_way_split(both, seed=1)] == [
+        list(range(24)), list(range(24, 30)), list(range(30, 40))
+    ]  # fmt: skip
+    test_only = dataclasses.replace(plain, official_test=30)
+    train, validation, test = three_way_split(test_only, seed=1, validation=0.2)
+    assert numbers(test) == list(range(30, 40))
+    assert validation.labels.bincount().tolist() == [3, 3]
+    assert sorted(numbers(train) + numbers(validation)) == list(range(30))
+
+
+def test_shares_and_classes_that_cannot_be_split_in_three_are_named():
+    data = image_set([0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 5])
+    with pytest.raises(DataError, match="'class 1' must have at least 3 distinct pictures"):
+        three_way_split(data, seed=0)
+    for shares in ((0.5, 0.5), (0.0, 0.2), (0.1, 1.0)):
+        with pytest.raises(DataError, match="must lie between 0 and 1, also together"):
+            three_way_split(data, 0, *shares)
