@@ -40,8 +40,10 @@ def cache_folder() -> Path:
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "imgfast")
+        # The XDG specification has a relative path ignored.
+        return Path(base if os.path.isabs(base) else Path.home() / ".cache", "imgfast")
     except RuntimeError as error:
         raise DataError(f"cache: the user has no home folder; set {FOLDER_VARIABLE}") from error
 

@@ -92,10 +92,17 @@ class ImageSet:
         return [hashlib.sha256(row.data).digest() for row in rows]
 
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels, sizes and class names, whatever the order of the pictures."""
+        """SHA-256 of pixels, labels, official parts, sizes and class names.
+
+        The order of the pictures in a part has no say.
+        """
         total = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        for item in sorted(zip(self.digests(), self.labels.tolist(), strict=True)):
-            total.update(item[0] + item[1].to_bytes(8, "little"))
+        first_test = len(self) if self.official_test is None else self.official_test
+        in_test = (index >= first_test for index in range(len(self)))
+        for digest, label, test in sorted(
+            zip(self.digests(), self.labels.tolist(), in_test, strict=True)
+        ):
+            total.update(digest + label.to_bytes(8, "little") + bytes(test))
         return total.hexdigest()
 
 

@@ -140,9 +140,11 @@ def evaluation_set(
             f"{data.name}: pictures and classes must be the model's, {list(shape)} of "
             f"{config.classes}, got {list(data.images.shape[1:])} of {data.classes}"
         )
-    if data.official_test is not None or data.fingerprint() == training.get("fingerprint"):
+    same = data.fingerprint() == training.get("fingerprint")
+    official = data.official_test is not None
+    if same or (official and data.name != trained_on):
         return split(data, int(training.get("seed", 0)))[1]
-    if name is None:
+    if name is None or official:
         raise DataError(
             f"{data.name}: has changed since {checkpoint.path} was trained on it, so what was "
             "held out is not known; give --data to judge on all pictures of a folder"

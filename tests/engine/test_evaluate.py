@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imgfast.data import DataError, split
+from imgfast.data import DataError, load_folder, split
 from imgfast.engine import evaluate, evaluate_checkpoint, load_checkpoint, save_checkpoint
 from imgfast.engine.evaluate import score
 
@@ -52,8 +52,6 @@ def write_folder(root, data):
 
 
 def test_of_the_training_folder_only_the_held_out_part_is_judged(tmp_path, result, pictures):
-    from imgfast.data import load_folder
-
     few = pictures.subset(torch.arange(200))
     data = load_folder(write_folder(tmp_path / "pictures", few), size=28)
     training = {"data": data.name, "seed": 3, "fingerprint": data.fingerprint()}
@@ -74,6 +72,23 @@ def test_of_the_training_folder_only_the_held_out_part_is_judged(tmp_path, resul
     next((tmp_path / "pictures" / "Coat").iterdir()).unlink()
     with pytest.raises(DataError, match="has changed since"):
         evaluate_checkpoint(loaded)
+
+
+def test_a_picture_moved_from_train_to_test_is_noticed(tmp_path, result, pictures):
+    root = tmp_path / "pictures"
+    write_folder(root / "train", pictures.subset(torch.arange(100)))
+    write_folder(root / "test", pictures.subset(torch.arange(100, 150)))
+    data = load_folder(root, size=28)
+    training = {"data": data.name, "seed": 0, "fingerprint": data.fingerprint()}
+    model = type(result.model)(dataclasses.replace(result.model.config, classes=data.classes))
+    save_checkpoint(tmp_path / "m.safetensors", model, training)
+    loaded = load_checkpoint(tmp_path / "m.safetensors")
+    assert evaluate_checkpoint(loaded)[0].pictures == 50
+    moved = next((root / "train" / "Bag").iterdir())
+    moved.rename(root / "test" / "Bag" / moved.name)
+    for name in (None, str(root)):
+        with pytest.raises(DataError, match="has changed since"):
+            evaluate_checkpoint(loaded, name)
 
 
 def test_pictures_the_model_was_trained_on_are_refused(tmp_path, result):
