@@ -7,6 +7,8 @@ layout. Rounds are interleaved and medians taken, so that a busy machine disturb
 
 from __future__ import annotations
 
+import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -124,6 +126,7 @@ class _Variant:
     """One network in one kind of layers and one layout, with everything a step needs."""
 
     def __init__(self, config: ClassifierConfig, layers: str, layout: str, batch: int) -> None:
+        self.layers = layers
         memory_format = _LAYOUTS[layout]
         generator = torch.Generator().manual_seed(0)
         shape = (batch, config.channels, config.image_size, config.image_size)
@@ -136,9 +139,15 @@ class _Variant:
         self.criterion = library.CrossEntropyLoss(label_smoothing=0.05)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
 
-    @torch.no_grad()
+    @functools.cached_property
+    def inference_model(self) -> Classifier:
+        """The model as it is at the first use; both sides have batch norm folded."""
+        frozen = copy.deepcopy(self.model).eval()
+        return frozen.fold(self.layers)
+
+    @torch.inference_mode()
     def infer(self) -> torch.Tensor:
-        return self.model(self.x)
+        return self.inference_model(self.x)
 
     def backward(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

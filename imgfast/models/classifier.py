@@ -171,12 +171,15 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.stages(x).flatten(1)))
 
     @torch.no_grad()
-    def fold(self) -> Classifier:
-        """A network without norm that computes the same in eval mode, in fused layers.
+    def fold(self, layers: str = "imgfast") -> Classifier:
+        """A network without norm that computes the same in eval mode.
 
         Batch norm's scale and shift move into the convolution before it:
         ``weight s``, ``bias = shift - s mean`` with ``s = scale / sqrt(var + eps)``. Then norm,
         activation and maximum may change places, since s > 0 and the activation is monotone.
+
+        Args:
+            layers: kind of layers of the result.
 
         Returns:
             ``self`` where there is nothing to fold, or where the places matter: an average pool,
@@ -187,7 +190,7 @@ class Classifier(nn.Module):
         norms = [module for module in self.stages if isinstance(module, nn.BatchNorm2d)]
         if not norms or not exact or not all(bool((norm.weight > 0).all()) for norm in norms):
             return self
-        folded = Classifier(dataclasses.replace(config, norm="none"))
+        folded = Classifier(dataclasses.replace(config, norm="none"), layers)
         folded.to(self.head.weight.device, self.head.weight.dtype, memory_format=_format(self))
         convolutions = [module for module in self.stages if isinstance(module, nn.Conv2d)]
         targets = [module for module in folded.stages if isinstance(module, nn.Conv2d)]

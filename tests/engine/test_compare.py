@@ -1,5 +1,7 @@
 """The comparison with stock PyTorch checks its two sides before it times them."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,8 +11,9 @@ from imgfast.models import Classifier, classifier_config
 CONFIG = classifier_config("tiny", ("a", "b", "c"), 1, 28, (0.3,), (0.35,))
 
 
-def test_both_tasks_are_timed_on_both_sides():
-    found = compare(CONFIG, batch_size=16, seconds=0.1)
+@pytest.mark.parametrize("change", [{}, {"norm": "batch", "convolutions": 2, "widths": (8, 16)}])
+def test_both_tasks_are_timed_on_both_sides(change):
+    found = compare(dataclasses.replace(CONFIG, **change), batch_size=16, seconds=0.1)
     assert [item.task for item in found] == ["inference", "training step"]
     for item in found:
         assert item.imgfast > 0 and item.stock > 0

@@ -82,6 +82,7 @@ def test_folding_moves_batch_norm_into_the_convolutions(activation, memory_forma
     assert folded.config.norm == "none" and not folded.training
     x = torch.randn(5, 1, 28, 28).to(memory_format=memory_format)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.fold("stock")(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"activation": "gelu"}, {"pool": "avg"}, {"norm": "none"}])
