@@ -12,6 +12,7 @@ import engines
 import pytest
 from conv_relu_pool_layers import GRID, OFF_GRID, QUICK, fused, inference, stock, training_step
 from opponents import inductor, lineup
+from place import Place
 
 
 def _param(row, *marks):
@@ -26,19 +27,31 @@ rows = pytest.mark.parametrize(
 
 @rows
 def bench_inference(race, row):
-    make = functools.partial(inference, row)
-    compiler = inductor(race.threads, freezing=True) if race.compile else None
+    make = functools.partial(inference, row, race.place)
+    compiler = inductor(race.place.threads, freezing=True) if race.compile else None
     contenders = lineup(make, fused(), stock, compiler=compiler)
-    contenders |= engines.lineup(row, race.threads)
-    race.absent += [f"{name} (not installed)" for name in engines.MISSING]
-    race(f"{row.name}: {row}", contenders, tolerance=1e-4)
+    if race.place == Place(threads=race.place.threads):  # as the engines run, too
+        contenders |= engines.lineup(row, race.place.threads)
+        race.absent += [f"{name} (not installed)" for name in engines.MISSING]
+    race(f"{row.name}: {row}", contenders, tolerance=_tolerance(race))
 
 
 @rows
 def bench_training_step(race, row):
-    make = functools.partial(training_step, row)
-    compiler = inductor(race.threads) if race.compile else None
+    make = functools.partial(training_step, row, race.place)
+    compiler = inductor(race.place.threads) if race.compile else None
     contenders = lineup(make, fused(), stock, compiler=compiler)
     # One window whose maximum is chosen otherwise (see check_equal) is 2 / outputs of the square.
-    grad_tolerance = max(1e-2, (4 / math.prod(row.y_shape)) ** 0.5)
-    race(f"{row.name}: {row}", contenders, tolerance=1e-4, grad_tolerance=grad_tolerance)
+    # The coarser the products, the more such windows there are.
+    windows = max(4 / math.prod(row.y_shape), 8 * race.place.rounding)
+    grad_tolerance = max(1e-2, windows**0.5)
+    race(
+        f"{row.name}: {row}",
+        contenders,
+        tolerance=_tolerance(race),
+        grad_tolerance=grad_tolerance,
+    )
+
+
+def _tolerance(race):
+    return max(1e-4, 4 * race.place.rounding)

@@ -44,11 +44,11 @@ def _param(shape):
 rows = pytest.mark.parametrize("shape", [_param(shape) for shape in SHAPES + OFF_GRID])
 
 
-def _logits_and_target(shape, memory_format):
+def _logits_and_target(shape, place, memory_format):
     generator = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(shape, generator=generator)
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
-    return x.to(memory_format=memory_format), target
+    return place.put(x.to(memory_format=memory_format)), place.put(target)
 
 
 def _race(race, shape, make):
@@ -57,15 +57,16 @@ def _race(race, shape, make):
         imgfast.cross_entropy,
         F.cross_entropy,
         layouts=LAYOUTS if len(shape) == 4 else [""],
-        compiler=inductor(race.threads) if race.compile else None,
+        compiler=inductor(race.place.threads) if race.compile else None,
     )
-    race(str(shape).replace(" ", ""), contenders, tolerance=1e-4, grad_tolerance=1e-4)
+    tolerance = max(1e-4, 4 * torch.finfo(race.place.dtype).eps)
+    race(str(shape).replace(" ", ""), contenders, tolerance=tolerance, grad_tolerance=tolerance)
 
 
 @rows
 def bench_forward(race, shape):
     def make(op, wrap, memory_format):
-        x, target = _logits_and_target(shape, memory_format)
+        x, target = _logits_and_target(shape, race.place, memory_format)
         loss = wrap(op)
 
         @torch.no_grad()
@@ -80,7 +81,7 @@ def bench_forward(race, shape):
 @rows
 def bench_forward_backward(race, shape):
     def make(op, wrap, memory_format):
-        x, target = _logits_and_target(shape, memory_format)
+        x, target = _logits_and_target(shape, race.place, memory_format)
         x.requires_grad_()
         loss = wrap(op)
 

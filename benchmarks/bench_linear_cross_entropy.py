@@ -41,12 +41,13 @@ def _chunked():
     return loss
 
 
-def _arguments(head):
+def _arguments(head, place):
     N, D, C = head
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(N, D, generator=generator)
     linear_weight = torch.randn(C, D, generator=generator).mul_(D**-0.5)
-    return input, linear_weight, torch.randint(C, (N,), generator=generator)
+    target = torch.randint(C, (N,), generator=generator)
+    return tuple(map(place.put, (input, linear_weight, target)))
 
 
 def _race(race, head, make, products):
@@ -56,7 +57,7 @@ def _race(race, head, make, products):
         imgfast.linear_cross_entropy,
         eager,
         layouts=[""],
-        compiler=inductor(race.threads) if race.compile and head != HEADS[-1] else None,
+        compiler=inductor(race.place.threads) if race.compile and head != HEADS[-1] else None,
     )
     if head == HEADS[-1]:  # chunked walks over all weights N times; compiled holds what eager does
         race.absent.append("chunked, composition and torch.compile for the largest head")
@@ -64,18 +65,19 @@ def _race(race, head, make, products):
         others = {"chunked": _chunked(), "composition": _composition(imgfast.cross_entropy)}
         contenders |= {name: make(loss) for name, loss in others.items() if loss is not None}
     N, D, C = head
+    tolerance = max(1e-4, 4 * torch.finfo(race.place.dtype).eps)
     race(
         f"({N},{D}->{C})",
         contenders,
-        tolerance=1e-4,
-        grad_tolerance=1e-4,
+        tolerance=tolerance,
+        grad_tolerance=tolerance,
         bounds={"products": products},
     )
 
 
 @rows
 def bench_forward(race, head):
-    input, linear_weight, target = _arguments(head)
+    input, linear_weight, target = _arguments(head, race.place)
 
     def make(op, wrap=lambda op: op, memory_format=None):
         loss = wrap(op)
@@ -91,7 +93,7 @@ def bench_forward(race, head):
 
 @rows
 def bench_forward_backward(race, head):
-    input, linear_weight, target = _arguments(head)
+    input, linear_weight, target = _arguments(head, race.place)
     leaves = input.clone().requires_grad_(), linear_weight.requires_grad_()
 
     def make(op, wrap=lambda op: op, memory_format=None):

@@ -6,6 +6,7 @@
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k "training and cifar"
     taskset -c 3 pytest benchmarks --benchmark-only --threads 1 -k off_grid
     pytest benchmarks --benchmark-only --no-compile --large -k linear     a million classes, too
+    pytest benchmarks --benchmark-only --device cuda --dtype bfloat16     on a GPU; see place.py
 
 With ``pip install -e ".[bench]"`` ONNX Runtime and OpenVINO race for inference, and matplotlib
 draws the ratios; the tables say who is absent.
@@ -32,8 +33,10 @@ import plot
 import pytest
 import report
 import torch
+from place import DTYPES, Place, replayed, waiting
 
 from imgfast import info
+from imgfast.ops import timing
 
 MIN_TURN = 0.01  # seconds, for which short calls repeat: others' caches and threads fade
 RACES = pytest.StashKey[list]()
@@ -42,6 +45,14 @@ RACES = pytest.StashKey[list]()
 def pytest_addoption(parser):
     group = parser.getgroup("imgfast benchmarks")
     group.addoption("--threads", default="", help="numbers of threads; 1,2 if two cores are there")
+    group.addoption("--device", default="cpu", choices=["cpu", "cuda"])
+    group.addoption("--dtype", default="float32", choices=DTYPES)
+    group.addoption(
+        "--no-graph", action="store_true", help="on a GPU: calls from Python, no replayed graphs"
+    )
+    group.addoption(
+        "--kernels", action="store_true", help="on a GPU: our kernels race even where stock wins"
+    )
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
     group.addoption(
         "--compile-off-grid", action="store_true", help="torch.compile for rows off the grid too"
@@ -70,32 +81,43 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    if "threads" in metafunc.fixturenames:
-        chosen = metafunc.config.option.threads
-        if not chosen:
-            chosen = "1,2" if len(os.sched_getaffinity(0)) > 1 else "1"
-        threads = [int(t) for t in chosen.split(",")]
-        metafunc.parametrize("threads", threads, ids=[f"{t}t" for t in threads])
+    if "place" in metafunc.fixturenames:
+        option = metafunc.config.option
+        many = option.device == "cpu" and len(os.sched_getaffinity(0)) > 1
+        threads = [int(t) for t in (option.threads or ("1,2" if many else "1")).split(",")]
+        dtype, graph = getattr(torch, option.dtype), not option.no_graph
+        places = [Place(option.device, dtype, t, graph) for t in threads]
+        ids = [f"{t}t" if option.device == "cpu" else f"cuda-{option.dtype}" for t in threads]
+        metafunc.parametrize("place", places, ids=ids)
 
 
 @pytest.fixture
-def race(benchmark, request, threads):
-    """A :class:`Race` at ``threads`` threads."""
+def race(benchmark, request, place, monkeypatch):
+    """A :class:`Race` at a :class:`Place`."""
+    if place.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
     before, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(place.threads)
     gc.disable()
-    yield Race(benchmark, request, threads)
+    if request.config.option.kernels:
+        monkeypatch.setattr(timing, "times", _kernels_first)
+    yield Race(benchmark, request, place)
     torch.set_num_threads(before)
     if collecting:
         gc.enable()
     torch.compiler.reset()  # a row's compiled code serves no other row
 
 
+def _kernels_first(candidates, tensors):
+    """A stopwatch that finds stock the slowest, without a look."""
+    return dict.fromkeys(sorted(candidates, key=lambda name: name == "stock"), 0.0)
+
+
 class Race:
     """Checks that the contenders of a row are equal, then times them. The first is imgfast."""
 
-    def __init__(self, benchmark, request, threads):
-        self.benchmark, self.config, self.threads = benchmark, request.config, threads
+    def __init__(self, benchmark, request, place):
+        self.benchmark, self.config, self.place = benchmark, request.config, place
         self.op = request.module.__name__.removeprefix("bench_")
         self.task = request.function.__name__.removeprefix("bench_").replace("_", " ")
         off_grid = request.node.get_closest_marker("off_grid") is not None
@@ -111,8 +133,11 @@ class Race:
         opponents.check_equal(results, tolerance, grad_tolerance)
         del results
         contenders = contenders | (bounds or {})
-        seconds = {name: _probe(call) for name, call in contenders.items()}
+        if self.place.replays:
+            contenders = {name: replayed(call) for name, call in contenders.items()}
+        seconds = {name: _probe(self._waiting(call)) for name, call in contenders.items()}
         repeats = {name: math.ceil(MIN_TURN / seconds[name]) for name in contenders}
+        contenders = {name: self._waiting(call, repeats[name]) for name, call in contenders.items()}
         turns = sum(seconds[name] * repeats[name] for name in contenders)
         budget = float(self.config.option.benchmark_max_time) * len(contenders)
         rounds = max(self.config.option.benchmark_min_rounds, int(budget / turns))
@@ -125,7 +150,7 @@ class Race:
             for name in order.sample(rivals, len(rivals)):
                 times[name].append(_time(contenders[name], repeats[name]))
 
-        self.benchmark.group = f"{self.op}, {self.task}, threads={self.threads}"
+        self.benchmark.group = f"{self.op}, {self.task}, {self.place}"
         self.benchmark.pedantic(
             contenders[subject],
             teardown=rivals_turns,
@@ -138,12 +163,15 @@ class Race:
             self.benchmark.extra_info.update(
                 op=self.op,
                 task=self.task,
-                threads=self.threads,
+                place=str(self.place),
                 row=row,
                 medians=medians,
                 absent=self.absent,
             )
             self.config.stash[RACES].append(self.benchmark.extra_info)
+
+    def _waiting(self, call, turn=1):
+        return waiting(call, turn) if self.place.device == "cuda" else call
 
 
 def _time(call, repeats=1):

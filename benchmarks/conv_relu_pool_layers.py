@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from place import CPU
 
 
 class Row(NamedTuple):
@@ -172,29 +173,31 @@ def stock(x, weight, bias, row):
 class Layer(torch.nn.Module):
     """The row's layer over ``op``: a module, since only a module's weights can be frozen."""
 
-    def __init__(self, row, op, memory_format=torch.contiguous_format):
+    def __init__(self, row, op, memory_format=torch.contiguous_format, place=CPU):
         super().__init__()
         self.row, self.op = row, op
         generator = torch.Generator().manual_seed(0)
         fan_in = math.prod(row.weight_shape[1:])
         weight = torch.randn(row.weight_shape, generator=generator) / fan_in**0.5
-        self.weight = torch.nn.Parameter(weight.to(memory_format=memory_format))
+        self.weight = torch.nn.Parameter(place.put(weight.to(memory_format=memory_format)))
         self.bias = None
         if row.bias:
-            self.bias = torch.nn.Parameter(torch.randn(row.k, generator=generator) / 4)
+            bias = torch.randn(row.k, generator=generator) / 4
+            self.bias = torch.nn.Parameter(place.put(bias))
 
     def forward(self, x):
         return self.op(x, self.weight, self.bias, self.row)
 
 
-def input_of(row, memory_format=torch.contiguous_format):
+def input_of(row, memory_format=torch.contiguous_format, place=CPU):
     x = torch.randn(row.x_shape, generator=torch.Generator().manual_seed(1))
-    return x.to(memory_format=memory_format)
+    return place.put(x.to(memory_format=memory_format))
 
 
-def inference(row, op, wrap, memory_format):
+def inference(row, place, op, wrap, memory_format):
     """A call that gives ``(y,)``; ``wrap`` goes around the layer."""
-    layer, x = wrap(Layer(row, op, memory_format).eval()), input_of(row, memory_format)
+    layer = wrap(Layer(row, op, memory_format, place).eval())
+    x = input_of(row, memory_format, place)
 
     @torch.no_grad()
     def infer():
@@ -203,12 +206,12 @@ def inference(row, op, wrap, memory_format):
     return infer
 
 
-def training_step(row, op, wrap, memory_format):
+def training_step(row, place, op, wrap, memory_format):
     """A call, forward and backward, that gives the output and the gradients."""
-    layer, x = Layer(row, op, memory_format), input_of(row, memory_format)
-    x.requires_grad_(row.c > 4)
+    layer = Layer(row, op, memory_format, place)
+    x = input_of(row, memory_format, place).requires_grad_(row.c > 4)
     grad_y = torch.randn(row.y_shape, generator=torch.Generator().manual_seed(2))
-    grad_y = grad_y.to(memory_format=memory_format)
+    grad_y = place.put(grad_y.to(memory_format=memory_format))
     wanted = [t for t in (x, *layer.parameters()) if t.requires_grad]
     layer = wrap(layer)
 

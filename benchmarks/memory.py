@@ -21,6 +21,7 @@ import report
 import torch
 from conv_relu_pool_layers import GRID, OFF_GRID, Row, fused, stock, training_step
 from opponents import LAYOUTS
+from place import CPU
 
 ROWS = {row.name: row for row in GRID + OFF_GRID}
 CONTENDERS = {side + suffix: (side, suffix) for side in ("imgfast", "eager") for suffix in LAYOUTS}
@@ -33,7 +34,7 @@ def measure(row, side, suffix, threads):
     torch.set_num_threads(threads)
     op = fused() if side == "imgfast" else stock
     tiny, step = (
-        training_step(r, op, lambda layer: layer, LAYOUTS[suffix]) for r in (TINY, ROWS[row])
+        training_step(r, CPU, op, lambda layer: layer, LAYOUTS[suffix]) for r in (TINY, ROWS[row])
     )
     tiny()
     ready = _resident("VmRSS")

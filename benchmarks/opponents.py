@@ -65,7 +65,7 @@ def check_equal(results, tolerance, grad_tolerance):
         for i, (got, want) in enumerate(zip(tensors, results["eager"], strict=True)):
             what = f"gradient {i}" if i else "output"
             assert got.shape == want.shape, f"{name}: {what} is {got.shape}, eager's {want.shape}"
-            got, want = got.detach(), want.detach()
+            got, want = got.detach().float(), want.detach().float()
             error = torch.linalg.vector_norm(got - want) / torch.linalg.vector_norm(want)
             bound = grad_tolerance if i else tolerance
             assert error <= bound, f"{name}: {what} is off by {error:.1e} of eager's norm"

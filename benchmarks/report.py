@@ -27,7 +27,7 @@ def render(races, machine):
     """All tables.
 
     Args:
-        races: dicts of ``op``, ``task``, ``threads``, ``row``, ``medians`` (name to seconds) and
+        races: dicts of ``op``, ``task``, ``place``, ``row``, ``medians`` (name to seconds) and
             ``absent`` (who did not race, and why).
         machine: pytest-benchmark's machine_info, with imgfast's facts beside.
     """
@@ -41,17 +41,17 @@ def render(races, machine):
 
 
 def tables_of(races):
-    """The races that share a table, in pairs of ``(op, task, threads)`` and list."""
+    """The races that share a table, in pairs of ``(op, task, place)`` and list."""
 
     def key(race):
-        return race["op"], race["task"], race["threads"]
+        return race["op"], race["task"], race["place"]
 
     groups = itertools.groupby(sorted(races, key=key), key)
     return [(table, list(members)) for table, members in groups]
 
 
-def heading(op, task, threads):
-    return f"{op}, {task}, {threads} thread{'s' if threads > 1 else ''}"
+def heading(op, task, place):
+    return f"{op}, {task}, {place}"
 
 
 def best_ratio(medians, *opponents):
@@ -61,7 +61,7 @@ def best_ratio(medians, *opponents):
     return best / ours, name
 
 
-def _table(op, task, threads, races):
+def _table(op, task, place, races):
     names = [side + suffix for side in SIDES for suffix in LAYOUTS]
     names = [n for n in names if any(n in race["medians"] for race in races)]
     more = any(not n.startswith(("imgfast", "eager")) for n in names)  # opponents than eager
@@ -96,7 +96,7 @@ def _table(op, task, threads, races):
     absent = dict.fromkeys(name for race in races for name in race["absent"])
     if absent:
         summary += f"\nDid not race: {', '.join(absent)}."
-    return f"### {heading(op, task, threads)}\n\n{aligned(lines)}\n\n{summary}"
+    return f"### {heading(op, task, place)}\n\n{aligned(lines)}\n\n{summary}"
 
 
 def _best(medians, *sides):
