@@ -71,6 +71,16 @@ inline bool takes_wide_planes(const CrossEntropyArgs& a) {
          });
 }
 
+// A thread a row pays for as many classes as keep it busy shortly; for more of them, if there are
+// rows for all threads of a GPU, and if they fit into shared memory.
+inline bool takes_stage(const CrossEntropyArgs& a) {
+  constexpr int kMostBytes = 64 * 1024;
+  constexpr std::int64_t kManyRows = 8192;
+  const int row_bytes = a.C * element_bytes(a) * (a.probabilities.data ? 2 : 1);
+  return a.C <= kMaxStagedClasses || (a.C <= 2 * kMaxStagedClasses && a.rows >= kManyRows &&
+                                      row_bytes * kStagedThreads <= kMostBytes);
+}
+
 }  // namespace cross_entropy_detail
 
 // Rows in about so many parts.
@@ -92,7 +102,7 @@ inline CrossEntropyPlan choose_cross_entropy(CrossEntropyArgs& a) {
   }
   const bool packed = a.inner == a.rows &&
                       all_views(a, [&](const RowsView& view) { return view.inner_stride == a.C; });
-  if (packed && a.C <= kMaxStagedClasses && !a.is_tile()) {
+  if (packed && takes_stage(a) && !a.is_tile()) {
     plan.kernel = CrossEntropyKernel::kStaged;
   } else if (a.C <= kBatchClasses<32>) {
     plan.kernel = CrossEntropyKernel::kWarp;

@@ -30,7 +30,10 @@ IGNORED = -100
 # is 4 or 8 classes, a warp's batch 1024 classes, a block's 8192), odd and prime, so that rows begin
 # anywhere. Positions are the last dimension.
 SHAPES = {
-    STAGED: [(1, 1, 1), (31, 2, 1), (33, 7, 1), (130, 10, 1), (32, 64, 1), (29, 37, 1)],
+    STAGED: [
+        *[(1, 1, 1), (31, 2, 1), (33, 7, 1), (130, 10, 1), (32, 64, 1), (29, 37, 1)],
+        (33, 65, 1),  # of many rows
+    ],
     WARP: [(3, 3, 1), (5, 65, 1), (2, 255, 1), (1, 1024, 1), (2, 1025, 1), (3, 1031, 1)],
     BLOCK: [(2, 5, 1), (2, 1023, 1), (1, 2049, 1), (1, 8192, 1), (1, 8209, 1)],
     PLANES: [(1, 1, 3), (2, 7, 65), (1, 8, 127), (3, 9, 5), (1, 19, 129)],
@@ -175,10 +178,20 @@ def test_layouts(module, layout, dtype):
         assert (result.kernel, result.parts) == (kernel, 1)
 
 
-@pytest.mark.parametrize("C", [1024, 1025, 8193])
-def test_chooser(module, C):
-    call = make((2, C, 1), torch.float32, "index", 0)
-    kernel, parts = {1024: (WARP, 1), 1025: (BLOCK, 1), 8193: (BLOCK, 2)}[C]
+@pytest.mark.parametrize(
+    ("rows", "C", "kernel", "parts"),
+    [
+        (2, 1024, WARP, 1),
+        (2, 1025, BLOCK, 1),
+        (2, 8193, BLOCK, 2),
+        (8191, 65, WARP, 1),
+        (8192, 65, STAGED, 1),
+        (8192, 128, STAGED, 1),
+        (8192, 129, WARP, 1),
+    ],
+)
+def test_chooser(module, rows, C, kernel, parts):
+    call = make((rows, C, 1), torch.float32, "index", 0)
     result = run(module, call)
     assert (result.kernel, result.parts) == (kernel, parts)
 
