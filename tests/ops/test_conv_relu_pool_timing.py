@@ -1,5 +1,6 @@
 """imgfast.benchmark: which route a timing chooses, when it is made, and what it must not touch."""
 
+import contextlib
 import re
 
 import pytest
@@ -378,3 +379,52 @@ def test_medians_stop_at_the_budget(seconds, rounds, monkeypatch):
     candidates = {name: clock.candidate(name, [seconds] * 100) for name in ("a", "b")}
     assert timing.medians(candidates) == pytest.approx({"a": seconds, "b": seconds})
     assert len(clock.order) == 2 * rounds
+
+
+class Event:
+    """In place of torch.cuda.Event: the device's clock, and an order of what was asked of it."""
+
+    now, asked = 0.0, []
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.now
+        self.asked.append("record")
+
+    def synchronize(self):
+        self.asked.append("wait")
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)  # milliseconds
+
+
+def test_host_and_device_count(monkeypatch):
+    """Runs that take 1 ms of the host and 3 ms of the device, which is busy before they begin."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: Event.asked.append("all"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: Event.asked.append("sleep"))
+    monkeypatch.setattr(Event, "asked", [])
+    launch = clock.candidate("run", [0.001] * 200)
+
+    def run():
+        launch()
+        Event.now += 0.003
+        Event.asked.append("run")
+
+    found = timing.medians({"run": run}, torch.device("cuda"))
+    assert found == pytest.approx({"run": 0.004})
+    one = ["all", "sleep", "record", *["run"] * timing.CALLS, "record", "wait"]
+    assert Event.asked == one * (1 + timing.RUNS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_is_timed():
+    small, large = (torch.randn(n, n, device="cuda") for n in (64, 4096))
+    runs = {"large": lambda: large @ large, "small": lambda: small @ small}
+    seconds = timing.medians(runs, small.device)
+    assert list(seconds) == ["small", "large"]
+    assert seconds["large"] > 2 * 4096**3 / 1e15  # faster than any device multiplies
