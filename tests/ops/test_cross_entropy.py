@@ -37,7 +37,8 @@ def test_class_counts(classes, probabilities, device):
         (5, classes), probabilities=probabilities, seed=classes, device=device
     )
     check(logits, target)
-    check(logits, target, weight, label_smoothing=0.1, reduction="sum")
+    least = 1.0 if classes == 1 else 1e-2  # of one class all terms of a gradient cancel
+    check(logits, target, weight, label_smoothing=0.1, reduction="sum", least=least)
 
 
 # Around the width of a tile (256 rows), the rows that are taken at a time (64), and the end of a
@@ -253,6 +254,8 @@ def test_same_bits_for_any_number_of_threads():
 )
 @given(data=st.data())
 def test_random_configurations(data, device):
+    # On a GPU float64 is stock's, whose sums are not the same every time.
+    without = torch.float64 if device.type == "cuda" else None
     positions = data.draw(st.lists(st.integers(1, 6), max_size=3))
     rows = data.draw(st.integers(1, 70))
     classes = data.draw(st.one_of(st.integers(1, 40), st.integers(100, 300)))
@@ -265,7 +268,7 @@ def test_random_configurations(data, device):
         shape,
         probabilities=probabilities,
         ignored=ignore_index == -100 and data.draw(st.booleans()),
-        dtype=data.draw(st.sampled_from(list(TOLERANCE))),
+        dtype=data.draw(st.sampled_from([t for t in TOLERANCE if t != without])),
         scale=data.draw(st.sampled_from([0.0, 1.0, 30.0])),
         seed=data.draw(st.integers(0, 99)),
         device=device,
