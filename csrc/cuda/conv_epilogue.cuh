@@ -7,24 +7,48 @@
 
 namespace imgfast::cuda {
 
-// NaN stays NaN: comparisons with it are false.
-__device__ __forceinline__ float activate(Activation activation, float v) {
+// Everything below takes all elements that a thread has, and decides once for all of them.
+
+// Activations that are more than a comparison. Out of line: a copy for every element would push a
+// kernel's loops out of the cache of instructions.
+__device__ __attribute__((noinline)) inline float activate_smooth(Activation activation, float v) {
   switch (activation) {
-    case Activation::kReLU:
-      return v <= 0.0f ? 0.0f : v;
-    case Activation::kLeakyReLU:
-      return v < 0.0f ? v * static_cast<float>(kLeakyReLUSlope) : v;
     case Activation::kSigmoid:
       return 1.0f / (1.0f + expf(-v));
     case Activation::kTanh:
       return tanhf(v);
     case Activation::kGELU:
       return 0.5f * v * (1.0f + erff(v * 0.707106781f));
-    case Activation::kSiLU:
+    default:  // kSiLU
       return v / (1.0f + expf(-v));
-    default:
-      return v;
   }
+}
+
+// NaN stays NaN: comparisons with it are false.
+template <int N>
+__device__ __forceinline__ void activate(Activation activation, float (&v)[N]) {
+  if (activation == Activation::kReLU) {
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] = v[j] <= 0.0f ? 0.0f : v[j];
+  } else if (activation == Activation::kLeakyReLU) {
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      v[j] = v[j] < 0.0f ? v[j] * static_cast<float>(kLeakyReLUSlope) : v[j];
+    }
+  } else if (activation != Activation::kNone) {
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] = activate_smooth(activation, v[j]);
+  }
+}
+
+// What the pool takes of sums: themselves, or activated ones.
+template <int N>
+__device__ __forceinline__ void make_terms(const ConvShape& s, const float (&bias)[N],
+                                           float (&sums)[N]) {
+  if (!s.activate_first) return;
+#pragma unroll
+  for (int j = 0; j < N; j++) sums[j] += bias[j];
+  activate(s.activation, sums);
 }
 
 // A window whose terms come in row-major order.
@@ -46,19 +70,36 @@ struct Window {
     code = code < 0 ? 0 : code;
     if (!(term <= 0.0f) && position < kMaxAvgWindow) code |= 1 << position;
   }
-
-  __device__ __forceinline__ void take_quad(Pool pool, const float (&terms)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (pool == Pool::kMax) {
-        take_max(terms[i], i);
-      } else {
-        take_avg(terms[i], i);
-      }
-    }
-    if (pool == Pool::kAvg) value *= 0.25f;
-  }
 };
+
+// One term of each of some windows.
+template <int N>
+__device__ __forceinline__ void take_terms(Pool pool, const float (&terms)[N], int position,
+                                           Window (&windows)[N]) {
+  if (pool == Pool::kMax) {
+#pragma unroll
+    for (int j = 0; j < N; j++) windows[j].take_max(terms[j], position);
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++) windows[j].take_avg(terms[j], position);
+  }
+}
+
+// Bias and activation, where they follow the pool.
+template <int N>
+__device__ __forceinline__ void finish_windows(const ConvShape& s, const float (&bias)[N],
+                                               Window (&windows)[N]) {
+  if (s.activate_first) return;
+  float value[N];
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    value[j] = windows[j].value + bias[j];
+    if (value[j] <= 0.0f) windows[j].code |= kBlocked;
+  }
+  activate(s.activation, value);
+#pragma unroll
+  for (int j = 0; j < N; j++) windows[j].value = value[j];
+}
 
 // The epilogue's shared memory: sums [positions][kN], or values and codes of quads [windows][kN].
 template <Pooling kPooling, int kM, int kN>
@@ -90,39 +131,45 @@ struct Epilogue {
     if constexpr (kPooling == Pooling::kQuad) codes = layout.codes.data();
   }
 
-  // What the pool takes of a sum, of a filter with this term_bias.
-  __device__ __forceinline__ float term(float sum, float term_bias) const {
-    return a.shape.activate_first ? activate(a.shape.activation, sum + term_bias) : sum;
-  }
-  __device__ __forceinline__ float term_bias(int k) const {
-    return a.shape.activate_first ? bias(k) : 0.0f;
+  // Whether the pool takes activated sums. The kernel then calls activate_sums before it puts any:
+  // one branch around code that few calls need.
+  __device__ __forceinline__ bool activates_first() const { return a.shape.activate_first; }
+
+  template <int N>
+  __device__ __forceinline__ void activate_sums(int k, float (&sums)[N]) const {
+    float terms[N];
+#pragma unroll
+    for (int j = 0; j < N; j++) terms[j] = bias(k + j);
+    make_terms(a.shape, terms, sums);
   }
 
   // The sums of N neighbouring filters at one position.
   template <int N>
-  __device__ __forceinline__ void put(int position, int k, const float (&sums)[N],
-                                      const float (&bias)[N]) const {
+  __device__ __forceinline__ void put(int position, int k, const float (&sums)[N]) const {
     Vec<float, N> terms;
 #pragma unroll
-    for (int j = 0; j < N; j++) terms[j] = term(sums[j], bias[j]);
+    for (int j = 0; j < N; j++) terms[j] = sums[j];
     store(values + position * kPitch + k, terms);
   }
 
   // The four sums of each of N neighbouring filters in one window.
   template <int N>
-  __device__ __forceinline__ void put_quad(int window, int k, const float (&sums)[N][4],
-                                           const float (&bias)[N]) const {
+  __device__ __forceinline__ void put_quad(int window, int k, const float (&sums)[N][4]) const {
+    Window windows[N];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float terms[N];
+#pragma unroll
+      for (int j = 0; j < N; j++) terms[j] = sums[j][i];
+      take_terms(a.shape.pool, terms, i, windows);
+    }
     Vec<float, N> value;
     Vec<std::uint8_t, N> code;
+    const float scale = a.shape.pool == Pool::kAvg ? 0.25f : 1.0f;
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      float terms[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) terms[i] = term(sums[j][i], bias[j]);
-      Window quad;
-      quad.take_quad(a.shape.pool, terms);
-      value[j] = quad.value;
-      code[j] = static_cast<std::uint8_t>(quad.code);
+      value[j] = windows[j].value * scale;
+      code[j] = static_cast<std::uint8_t>(windows[j].code);
     }
     store(values + window * kPitch + k, value);
     store(codes + window * kCodePitch + k, code);
@@ -174,20 +221,16 @@ struct Epilogue {
       reduce(at, k, windows);
     }
 
+    finish_windows(s, filter_bias, windows);
+
     const int filter = place.group * s.K + place.k0 + k;
     const int valid = min(kVector, s.K - place.k0 - k);
     Vec<T, kVector> value;
     Vec<std::uint8_t, kVector> code;
 #pragma unroll
     for (int j = 0; j < kVector; j++) {
-      Window& window = windows[j];
-      if (!s.activate_first) {
-        const float argument = window.value + filter_bias[j];
-        window.value = activate(s.activation, argument);
-        if (argument <= 0.0f) window.code |= kBlocked;
-      }
-      value[j] = narrow<T>(window.value);
-      code[j] = static_cast<std::uint8_t>(window.code);
+      value[j] = narrow<T>(windows[j].value);
+      code[j] = static_cast<std::uint8_t>(windows[j].code);
     }
     T* y =
         a.y + n * a.y_stride[0] + filter * a.y_stride[1] + ph * a.y_stride[2] + pw * a.y_stride[3];
@@ -226,22 +269,11 @@ struct Epilogue {
         if (q < 0 || q >= s.Q) continue;
         const int position = (at.image * a.tile.conv_rows + row) * a.tile.conv_cols + col;
         const auto terms = load<Vec<float, kVector>>(values + position * kPitch + k);
-#pragma unroll
-        for (int f = 0; f < kVector; f++) {
-          if (s.pool == Pool::kMax) {
-            windows[f].take_max(terms[f], i * s.pool_w + j);
-          } else {
-            windows[f].take_avg(terms[f], i * s.pool_w + j);
-          }
-        }
+        take_terms(s.pool, terms.data, i * s.pool_w + j, windows);
       }
     }
     if (s.pool == Pool::kAvg) {
-      const std::int64_t h =
-          avg_extent(place.p0 + row0, s.pool_h, s.P, s.pool_padding_h, s.count_include_pad);
-      const std::int64_t w =
-          avg_extent(place.q0 + col0, s.pool_w, s.Q, s.pool_padding_w, s.count_include_pad);
-      const float scale = 1.0f / static_cast<float>(h * w);
+      const float scale = average_scale(s, place.ph0 + at.row, place.pw0 + at.col);
 #pragma unroll
       for (int f = 0; f < kVector; f++) windows[f].value *= scale;
     }

@@ -69,15 +69,27 @@ struct WarpTile {
 
   // Into the epilogue, as positions from m and filters from k on.
   template <Pooling kPooling, class Epilogue>
-  __device__ __forceinline__ void put(const Epilogue& epilogue, int m, int k) const {
+  __device__ __forceinline__ void put(const Epilogue& epilogue, int m, int k) {
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    if (epilogue.activates_first()) {
+#pragma unroll
+      for (int j = 0; j < kFragmentsN; j++) {
+#pragma unroll
+        for (int i = 0; i < kFragmentsM; i++) {
+          float upper[2] = {sum[i][j][0], sum[i][j][1]}, lower[2] = {sum[i][j][2], sum[i][j][3]};
+          epilogue.activate_sums(k + j * 8 + t * 2, upper);
+          epilogue.activate_sums(k + j * 8 + t * 2, lower);
+          sum[i][j][0] = upper[0], sum[i][j][1] = upper[1];
+          sum[i][j][2] = lower[0], sum[i][j][3] = lower[1];
+        }
+      }
+    }
 #pragma unroll
     for (int j = 0; j < kFragmentsN; j++) {
       const int pair = k + j * 8 + t * 2;  // d[0], d[1] are of neighbouring filters
       if constexpr (kPooling == Pooling::kQuad) {
         // Of a pair of lanes, each takes one filter and hands its half of the other's over.
         const int mine = g % 2;
-        const float bias[1] = {epilogue.term_bias(pair + mine)};
 #pragma unroll
         for (int i = 0; i < kFragmentsM; i++) {
           const float (&d)[4] = sum[i][j];
@@ -86,16 +98,15 @@ struct WarpTile {
           const float other_bottom = __shfl_xor_sync(0xffffffffu, mine ? d[2] : d[3], 4);
           const float quad[1][4] = {{mine ? other_top : top, mine ? top : other_top,
                                      mine ? other_bottom : bottom, mine ? bottom : other_bottom}};
-          epilogue.put_quad((m + i * 16) / 4 + g / 2, pair + mine, quad, bias);
+          epilogue.put_quad((m + i * 16) / 4 + g / 2, pair + mine, quad);
         }
       } else {
-        const float bias[2] = {epilogue.term_bias(pair), epilogue.term_bias(pair + 1)};
 #pragma unroll
         for (int i = 0; i < kFragmentsM; i++) {
           const float upper[2] = {sum[i][j][0], sum[i][j][1]};
           const float lower[2] = {sum[i][j][2], sum[i][j][3]};
-          epilogue.put(m + i * 16 + g, pair, upper, bias);
-          epilogue.put(m + i * 16 + g + 8, pair, lower, bias);
+          epilogue.put(m + i * 16 + g, pair, upper);
+          epilogue.put(m + i * 16 + g + 8, pair, lower);
         }
       }
     }

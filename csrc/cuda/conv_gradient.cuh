@@ -29,6 +29,8 @@ struct PooledGradient {
   float value[kPiece] = {};  // through the activation, except an average's
   int code[kPiece] = {};
 
+  PooledGradient() = default;
+
   // Of filters [k, k + kPiece) of a group, of which valid exist.
   __device__ __forceinline__ PooledGradient(const ConvGradient<T>& g, const ConvShape& s, int group,
                                             int n, int ph, int pw, int k, int valid) {
@@ -57,13 +59,7 @@ struct PooledGradient {
         }
       }
     }
-    if (s.pool == Pool::kAvg) return;
-#pragma unroll
-    for (int j = 0; j < kPiece; j++) {
-      const bool blocked = g.codes != nullptr ? (code[j] & kBlocked) != 0 : y[j] <= 0.0f;
-      value[j] = differentiate(s.activation, value[j], blocked, y[j]);
-      code[j] &= ~kBlocked;
-    }
+    if (s.pool != Pool::kAvg) differentiate(s.activation, g.codes != nullptr, y);
   }
 
  private:
@@ -81,47 +77,125 @@ struct PooledGradient {
     }
   }
 
-  __device__ static __forceinline__ float differentiate(Activation activation, float g,
-                                                        bool blocked, float y) {
-    switch (activation) {
-      case Activation::kReLU:
-        return blocked ? 0.0f : g;
-      case Activation::kLeakyReLU:
-        return blocked ? g * static_cast<float>(kLeakyReLUSlope) : g;
-      case Activation::kSigmoid:
-        return g * (y * (1.0f - y));
-      case Activation::kTanh:
-        return g * (1.0f - y * y);
-      default:
-        return g;
+  // Through the activation, and codes without what they say of it.
+  __device__ __forceinline__ void differentiate(Activation activation, bool has_codes,
+                                                const float (&y)[kPiece]) {
+    if (activation == Activation::kSigmoid) {
+#pragma unroll
+      for (int j = 0; j < kPiece; j++) value[j] *= y[j] * (1.0f - y[j]);
+    } else if (activation == Activation::kTanh) {
+#pragma unroll
+      for (int j = 0; j < kPiece; j++) value[j] *= 1.0f - y[j] * y[j];
+    } else if (activation != Activation::kNone) {
+      const bool leaky = activation == Activation::kLeakyReLU;
+#pragma unroll
+      for (int j = 0; j < kPiece; j++) {
+        const bool blocked = has_codes ? (code[j] & kBlocked) != 0 : y[j] <= 0.0f;
+        const float slope = leaky ? value[j] * static_cast<float>(kLeakyReLUSlope) : 0.0f;
+        value[j] = blocked ? slope : value[j];
+      }
     }
+#pragma unroll
+    for (int j = 0; j < kPiece; j++) code[j] &= ~kBlocked;
   }
 };
 
-// What position `position` of a window gets of its gradient.
-__device__ __forceinline__ float share_of(const ConvShape& s, float g, int code, int position,
-                                          float scale) {
-  if (s.pool == Pool::kNone) return g;
-  if (s.pool == Pool::kMax) return code == position ? g : 0.0f;
-  const float share = g * scale;
-  if (s.activation == Activation::kNone || (code >> position & 1) != 0) return share;
-  return s.activation == Activation::kLeakyReLU ? share * static_cast<float>(kLeakyReLUSlope)
-                                                : 0.0f;
+// Adds to sum what position `position` of a window gets of its gradient; scale: of an average.
+template <class T, int kPiece>
+__device__ __forceinline__ void add_shares(const ConvShape& s, const PooledGradient<T, kPiece>& g,
+                                           int position, float scale, float (&sum)[kPiece]) {
+  if (s.pool == Pool::kMax) {
+#pragma unroll
+    for (int j = 0; j < kPiece; j++) sum[j] += g.code[j] == position ? g.value[j] : 0.0f;
+    return;
+  }
+  const bool linear = s.activation == Activation::kNone;
+  const float slope =
+      s.activation == Activation::kLeakyReLU ? static_cast<float>(kLeakyReLUSlope) : 0.0f;
+#pragma unroll
+  for (int j = 0; j < kPiece; j++) {
+    const float share = g.value[j] * scale;
+    const bool passes = linear || (g.code[j] >> position & 1) != 0;
+    sum[j] += passes ? share : (slope == 0.0f ? 0.0f : share * slope);
+  }
 }
 
-// One over what an average over the window (ph, pw) divides by.
-__device__ __forceinline__ float window_scale(const ConvShape& s, int ph, int pw) {
-  if (s.pool != Pool::kAvg) return 1.0f;
-  const std::int64_t h = avg_extent(ph * s.pool_stride_h - s.pool_padding_h, s.pool_h, s.P,
-                                    s.pool_padding_h, s.count_include_pad);
-  const std::int64_t w = avg_extent(pw * s.pool_stride_w - s.pool_padding_w, s.pool_w, s.Q,
-                                    s.pool_padding_w, s.count_include_pad);
-  return 1.0f / static_cast<float>(h * w);
+// The windows along one axis that a position belongs to, [first, end), and its places in them.
+struct WindowsOfPosition {
+  int position, first, end, stride, dilation, window;
+
+  __device__ __forceinline__ WindowsOfPosition(int at, int padding, int window_, int stride_,
+                                               int dilation_, int windows)
+      : position(at + padding), stride(stride_), dilation(dilation_), window(window_) {
+    const int before = position - (window - 1) * dilation;
+    first = before <= 0 ? 0 : (before + stride - 1) / stride;
+    end = min(windows, position / stride + 1);
+  }
+
+  // -1: it lies between two places of a dilated window.
+  __device__ __forceinline__ int place(int i) const {
+    const int offset = position - i * stride;
+    if (dilation == 1) return offset;
+    return offset % dilation == 0 ? offset / dilation : -1;
+  }
+};
+
+// Expands what filters [k, k + kPiece) of a group get of image n: of quads, at the four positions
+// of window (row, col), else at the position (row, col). put(p, q, values) takes them; zeros
+// outside of the map and beyond the last filter.
+template <Pooling kPooling, int kPiece, class T, class Put>
+__device__ __forceinline__ void expand_gradient(const ConvGradient<T>& g, const ConvShape& s,
+                                                int group, int n, int row, int col, int k,
+                                                const Put& put) {
+  const int valid = min(kPiece, s.K - k);
+  const bool there = n < s.N && row >= 0 && col >= 0 && valid > 0;
+  Vec<T, kPiece> values{};
+  if constexpr (kPooling == Pooling::kElement) {
+    if (there && row < s.P && col < s.Q) {
+      const PooledGradient<T, kPiece> pooled(g, s, group, n, row, col, k, valid);
+#pragma unroll
+      for (int j = 0; j < kPiece; j++) values[j] = narrow<T>(pooled.value[j]);
+    }
+    put(row, col, values);
+  } else if constexpr (kPooling == Pooling::kQuad) {
+    PooledGradient<T, kPiece> pooled;
+    if (there && row < s.PH && col < s.PW) {
+      pooled = PooledGradient<T, kPiece>(g, s, group, n, row, col, k, valid);
+    }
+#pragma unroll
+    for (int position = 0; position < 4; position++) {
+      float share[kPiece] = {};
+      add_shares(s, pooled, position, 0.25f, share);
+#pragma unroll
+      for (int j = 0; j < kPiece; j++) values[j] = narrow<T>(share[j]);
+      put(2 * row + position / 2, 2 * col + position % 2, values);
+    }
+  } else {
+    float sum[kPiece] = {};
+    if (there && row < s.P && col < s.Q) {
+      const WindowsOfPosition of_row(row, s.pool_padding_h, s.pool_h, s.pool_stride_h,
+                                     s.pool_dilation_h, s.PH);
+      const WindowsOfPosition of_col(col, s.pool_padding_w, s.pool_w, s.pool_stride_w,
+                                     s.pool_dilation_w, s.PW);
+      for (int ph = of_row.first; ph < of_row.end; ph++) {
+        const int a = of_row.place(ph);
+        for (int pw = of_col.first; a >= 0 && pw < of_col.end; pw++) {
+          const int b = of_col.place(pw);
+          if (b < 0) continue;
+          const PooledGradient<T, kPiece> pooled(g, s, group, n, ph, pw, k, valid);
+          const float scale = s.pool == Pool::kAvg ? average_scale(s, ph, pw) : 1.0f;
+          add_shares(s, pooled, a * s.pool_w + b, scale, sum);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kPiece; j++) values[j] = narrow<T>(sum[j]);
+    put(row, col, values);
+  }
 }
 
 // Expands filters [k0, k0 + kPieces * kPiece) of a group's d under the box: piece `piece` of its
-// position i, in row-major order, goes to `to + offset(i, piece)`; zeros outside of the map and
-// beyond the last filter.
+// position i, in row-major order, goes to `to + offset(i, piece)`.
 template <Pooling kPooling, int kPieces, int kPiece, int kThreads, class T, class Offset>
 __device__ __forceinline__ void stage_gradient(const ConvGradient<T>& g, const ConvShape& s,
                                                int group, const GradientBox& box, int k0, T* to,
@@ -137,59 +211,13 @@ __device__ __forceinline__ void stage_gradient(const ConvGradient<T>& g, const C
     const int i = pieces_fastest ? item / kPieces : item % items;
     const int piece = pieces_fastest ? item % kPieces : item / items;
     const BoxIndex at(i, rows, cols);
-    const int n = box.n0 + at.image, row = row0 + at.row, col = col0 + at.col;
-    const int k = k0 + piece * kPiece, valid = min(kPiece, s.K - k);
-    Vec<T, kPiece> values{};
-    if constexpr (kPooling == Pooling::kElement) {
-      if (n < s.N && row >= 0 && row < s.P && col >= 0 && col < s.Q && valid > 0) {
-        const PooledGradient<T, kPiece> pooled(g, s, group, n, row, col, k, valid);
-#pragma unroll
-        for (int j = 0; j < kPiece; j++) values[j] = narrow<T>(pooled.value[j]);
-      }
-      store(to + offset(i, piece), values);
-    } else if constexpr (kPooling == Pooling::kQuad) {
-      const bool inside = n < s.N && row >= 0 && row < s.PH && col >= 0 && col < s.PW && valid > 0;
-      float value[kPiece] = {};
-      int code[kPiece] = {};
-      if (inside) {
-        const PooledGradient<T, kPiece> pooled(g, s, group, n, row, col, k, valid);
-#pragma unroll
-        for (int j = 0; j < kPiece; j++) value[j] = pooled.value[j], code[j] = pooled.code[j];
-      }
-#pragma unroll
-      for (int position = 0; position < 4; position++) {
-        const int r = 2 * row + position / 2 - box.p0, c = 2 * col + position % 2 - box.q0;
-        if (r < 0 || r >= box.rows || c < 0 || c >= box.cols) continue;
-#pragma unroll
-        for (int j = 0; j < kPiece; j++) {
-          values[j] = narrow<T>(inside ? share_of(s, value[j], code[j], position, 0.25f) : 0.0f);
-        }
-        store(to + offset((at.image * box.rows + r) * box.cols + c, piece), values);
-      }
-    } else {
-      float sum[kPiece] = {};
-      if (n < s.N && row >= 0 && row < s.P && col >= 0 && col < s.Q && valid > 0) {
-        for (int a = 0; a < s.pool_h; a++) {
-          const int top = row + s.pool_padding_h - a * s.pool_dilation_h,
-                    ph = top / s.pool_stride_h;
-          if (top < 0 || top % s.pool_stride_h != 0 || ph >= s.PH) continue;
-          for (int b = 0; b < s.pool_w; b++) {
-            const int left = col + s.pool_padding_w - b * s.pool_dilation_w;
-            const int pw = left / s.pool_stride_w;
-            if (left < 0 || left % s.pool_stride_w != 0 || pw >= s.PW) continue;
-            const PooledGradient<T, kPiece> pooled(g, s, group, n, ph, pw, k, valid);
-            const float scale = window_scale(s, ph, pw);
-#pragma unroll
-            for (int j = 0; j < kPiece; j++) {
-              sum[j] += share_of(s, pooled.value[j], pooled.code[j], a * s.pool_w + b, scale);
-            }
-          }
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < kPiece; j++) values[j] = narrow<T>(sum[j]);
-      store(to + offset(i, piece), values);
-    }
+    expand_gradient<kPooling, kPiece>(
+        g, s, group, box.n0 + at.image, row0 + at.row, col0 + at.col, k0 + piece * kPiece,
+        [&](int p, int q, const Vec<T, kPiece>& values) {
+          const int r = p - box.p0, c = q - box.q0;
+          if (quad && (r < 0 || r >= box.rows || c < 0 || c >= box.cols)) return;
+          store(to + offset((at.image * box.rows + r) * box.cols + c, piece), values);
+        });
   }
 }
 

@@ -9,20 +9,12 @@
 #include "cuda/conv_backward_input.cuh"
 #include "cuda/conv_backward_weight.cuh"
 #include "cuda/conv_forward.cuh"
-#include "cuda/conv_operator.h"
+#include "cuda/conv_operator_backward.h"
 #include "cuda/conv_served.h"
 #include "tensor_dtype.h"
 
 namespace imgfast::cuda {
 namespace {
-
-// They are read 8 at a time.
-const std::uint8_t* codes_of(const Tensor& codes) {
-  const void* data = codes.const_data_ptr();
-  STD_TORCH_CHECK(reinterpret_cast<std::uintptr_t>(data) % 8 == 0,
-                  "conv_relu_pool: codes must start at a multiple of 8 bytes");
-  return static_cast<const std::uint8_t*>(data);
-}
 
 std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y, const Tensor& x,
                                                            const Tensor& weight,
@@ -41,13 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
   ConvBackwardCall call{};
   call.params = &p;
   call.dtype = dtype_of(x, "conv_relu_pool", "x");
-  call.grad_y = grad_y.const_data_ptr();
-  copy_strides(grad_y, call.grad_y_stride);
-  if (reads.y) {
-    call.y = y->const_data_ptr();
-    copy_strides(*y, call.y_stride);
-  }
-  if (reads.codes) call.codes = codes_of(*codes);
+  set_gradient(call, reads, grad_y, y, codes);
   call.x = x.const_data_ptr();
   copy_strides(x, call.x_stride);
   call.weight = weight.const_data_ptr();
@@ -68,11 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
       copy_strides(grad_weight, call.grad_weight_stride);
     }
     if (need_bias) call.grad_bias = grad_bias.mutable_data_ptr();
-    const ConvBackwardWeightPlan plan = plan_conv_backward_weight(call);
-    check_served(plan.kernel != ConvWeightKernel::kNone);
-    const Tensor workspace = empty({plan.workspace_bytes}, ScalarType::Byte);
-    call.workspace = workspace.mutable_data_ptr();
-    STD_CUDA_CHECK(launch_conv_backward_weight(call, plan, stream));
+    launch_weight_gradients(call, empty, stream);
   }
   return {grad_x, grad_weight, grad_bias};
 }
@@ -82,6 +64,14 @@ STABLE_TORCH_LIBRARY_IMPL(imgfast, CUDA, m) {
 }
 
 }  // namespace
+
+void launch_weight_gradients(ConvBackwardCall& call, const Allocator& empty, cudaStream_t stream) {
+  const ConvBackwardWeightPlan plan = plan_conv_backward_weight(call);
+  check_served(plan.kernel != ConvWeightKernel::kNone);
+  const Tensor workspace = empty({plan.workspace_bytes}, ScalarType::Byte);
+  call.workspace = workspace.mutable_data_ptr();
+  STD_CUDA_CHECK(launch_conv_backward_weight(call, plan, stream));
+}
 
 bool serves_conv_relu_pool(const ConvReLUPoolParams& params, DType dtype, bool gradients) {
   ConvForwardCall forward{};

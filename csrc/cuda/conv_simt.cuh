@@ -159,9 +159,10 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
 #pragma unroll
   for (int n = 0; n < kVectors; n++) {
     const int filter = n * (kN / kVectors) + k;
-    float bias[kVectorN];
+    if (epilogue.activates_first()) {
 #pragma unroll
-    for (int j = 0; j < kVectorN; j++) bias[j] = epilogue.term_bias(filter + j);
+      for (int i = 0; i < kThreadM; i++) epilogue.activate_sums(filter, sum[n][i]);
+    }
     if constexpr (kPooling == Pooling::kQuad) {
 #pragma unroll
       for (int i = 0; i < kThreadM; i += 4) {
@@ -171,11 +172,11 @@ __global__ void __launch_bounds__(ConvSimt::kThreads, 3)
 #pragma unroll
           for (int q = 0; q < 4; q++) quad[j][q] = sum[n][i + q][j];
         }
-        epilogue.put_quad((m + i) / 4, filter, quad, bias);
+        epilogue.put_quad((m + i) / 4, filter, quad);
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kThreadM; i++) epilogue.put(m + i, filter, sum[n][i], bias);
+      for (int i = 0; i < kThreadM; i++) epilogue.put(m + i, filter, sum[n][i]);
     }
   }
   __syncthreads();

@@ -90,6 +90,15 @@ struct BoxIndex {
   }
 };
 
+// One over what an average over the window (ph, pw) divides by.
+__device__ __forceinline__ float average_scale(const ConvShape& s, int ph, int pw) {
+  const std::int64_t h = avg_extent(ph * s.pool_stride_h - s.pool_padding_h, s.pool_h, s.P,
+                                    s.pool_padding_h, s.count_include_pad);
+  const std::int64_t w = avg_extent(pw * s.pool_stride_w - s.pool_padding_w, s.pool_w, s.Q,
+                                    s.pool_padding_w, s.count_include_pad);
+  return 1.0f / static_cast<float>(h * w);
+}
+
 // The input pixel, within the tile's, under the first tap of a position. For quads, positions count
 // as four of a window and then the next window; else in row-major order. Positions that a tile does
 // not fill read its first pixel: their sums are not used.

@@ -52,8 +52,9 @@ def conv_relu_pool(
             :func:`torch.nn.functional.max_pool2d`; ``pool_stride=None`` is ``pool_size``.
         count_include_pad: as in :func:`torch.nn.functional.avg_pool2d`, which has no dilation.
         algorithm: ``"auto"``, ``"direct"`` or ``"winograd"`` (kernels of this package, an error
-            where there is none) or ``"stock"`` (the composition of torch's operators). The
-            environment variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``, and
+            where there is none), ``"epilogue"`` (on CUDA: torch's convolution, then bias,
+            activation and pool in one kernel) or ``"stock"`` (the composition of torch's
+            operators). The environment variable ``IMGFAST_ALGORITHM`` replaces ``"auto"``, and
             ``imgfast.benchmark = True`` has it timed.
 
     Returns:
@@ -62,8 +63,8 @@ def conv_relu_pool(
 
     Raises:
         ValueError: an unknown ``activation``, ``pool`` or ``algorithm``; a dilated average pool.
-        RuntimeError: ``algorithm="direct"`` where no kernel fits; whatever the stock composition
-            raises for the same arguments.
+        RuntimeError: ``algorithm="direct"``, ``"winograd"`` or ``"epilogue"`` where no kernel fits;
+            whatever the stock composition raises for the same arguments.
 
     Note:
         - Kept for backward: ``x``, ``weight`` and one byte per pooled output (for ``sigmoid`` and
@@ -81,8 +82,9 @@ def conv_relu_pool(
           square, and on any data below 5e-6 of a picture's largest sum of ``|x| |weight|``. Of
           values that are equal but for rounding, any may be the maximum. An infinity or NaN reaches
           the outputs beside it, within 6 dilations of its row and column, that share its tile.
-        - On CUDA each new configuration is timed as under ``imgfast.benchmark``; what may not be
-          timed is stock's until it has been. float32 factors are rounded to tf32 where
+        - On CUDA each new configuration is timed as under ``imgfast.benchmark``, also with torch's
+          convolution between kernels of ours, forward, backward or both; what may not be timed is
+          stock's until it has been. float32 factors are rounded to tf32 where
           ``torch.backends.cudnn`` allows it.
         - ``imgfast.benchmark = True``, like ``torch.backends.cudnn.benchmark``: for each new
           configuration (shapes, strides, dtype, required gradients, threads) the routes of
@@ -134,10 +136,11 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     required; ``mixed`` is the fixed rule's mixture of passes with and without Winograd's algorithm.
 
     Returns:
-        A named tuple: ``name``, ``"direct"``, ``"winograd"`` or ``"stock"``; ``isa``, the kernel's
-        instruction set (``"avx512"``, ``"avx2"``, ``"generic"``, ``"cuda"``) or None; ``reason``, a
-        sentence; ``needs_grad``, ``saves_codes``, ``saves_y``, what a backward pass makes it keep;
-        ``winograd``, flags of the passes that run by Winograd's algorithm.
+        A named tuple: ``name``, ``"direct"``, ``"winograd"``, ``"epilogue"`` or ``"stock"``;
+        ``isa``, the kernel's instruction set (``"avx512"``, ``"avx2"``, ``"generic"``, ``"cuda"``)
+        or None; ``reason``, a sentence; ``needs_grad``, ``saves_codes``, ``saves_y``, what a
+        backward pass makes it keep; ``winograd`` and ``epilogue``, flags of the passes that run by
+        Winograd's algorithm and around torch's convolution.
 
     Raises:
         As :func:`conv_relu_pool` for unknown names.

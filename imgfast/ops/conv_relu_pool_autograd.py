@@ -7,7 +7,8 @@ torch.ops.imgfast.conv_relu_pool go through the registration. Both end in the sa
 
 import torch
 
-from imgfast.ops.conv_relu_pool_route import Spec, needs_codes, needs_y
+from imgfast.ops import conv_relu_pool_epilogue as epilogue
+from imgfast.ops.conv_relu_pool_route import Epilogue, Spec, needs_codes, needs_y
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock, expand_gradient
 
 _forward = torch.ops.imgfast.conv_relu_pool.default
@@ -16,19 +17,27 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def run(x, weight, bias, geometry, route):
-    """The direct route, eagerly: x is [N, C, H, W], and everything has been checked."""
+    """Any route but stock's, eagerly: x is [N, C, H, W], and everything has been checked."""
     if route.needs_grad:
         return _ConvReLUPool.apply(x, weight, bias, geometry, route)
     with _below_autograd():
-        return _forward(x, weight, bias, geometry, False)[0]
+        return _forward_of(route)(x, weight, bias, geometry, False)[0]
+
+
+def _forward_of(route):
+    return epilogue.forward if Epilogue.FORWARD in route.epilogue else _forward
+
+
+def _backward_of(route):
+    return epilogue.backward if Epilogue.BACKWARD in route.epilogue else _backward
 
 
 class _ConvReLUPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, geometry, route):
         with _below_autograd():
-            y, codes = _forward(x, weight, bias, geometry, route.saves_codes)
-        ctx.geometry = geometry
+            y, codes = _forward_of(route)(x, weight, bias, geometry, route.saves_codes)
+        ctx.geometry, ctx.backward_pass = geometry, _backward_of(route)
         ctx.save_for_backward(
             x, weight, y if route.saves_y else None, codes if route.saves_codes else None
         )
@@ -39,10 +48,10 @@ class _ConvReLUPool(torch.autograd.Function):
         x, weight, y, codes = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # a second derivative may follow
-            grads = _backward(grad_y, x, weight, y, codes, ctx.geometry, *needs)
+            grads = ctx.backward_pass(grad_y, x, weight, y, codes, ctx.geometry, *needs)
         else:
             with _below_autograd():
-                grads = _backward(grad_y, x, weight, y, codes, ctx.geometry, *needs)
+                grads = ctx.backward_pass(grad_y, x, weight, y, codes, ctx.geometry, *needs)
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
 
 

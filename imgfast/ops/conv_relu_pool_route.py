@@ -1,5 +1,6 @@
 """Which code runs a conv_relu_pool: the arguments in canonical form, and the choice of a route."""
 
+import enum
 import os
 from typing import NamedTuple
 
@@ -10,15 +11,23 @@ from imgfast.ops.conv_relu_pool_costs import Costs, Winograd, winograd_taps
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
 
 POOLS = ("none", "max", "avg")  # in the order of csrc/conv_relu_pool.h, as are ACTIVATIONS
-ALGORITHMS = ("auto", "direct", "winograd", "stock")
-KERNELS = ("direct", "winograd")
+KERNELS = ("direct", "winograd", "epilogue")
+ALGORITHMS = ("auto", *KERNELS, "stock")
 _HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key(
     "imgfast::conv_relu_pool_backward", "CUDA"
 )
 DEVICES = ("cpu", "cuda") if _HAS_CUDA else ("cpu",)
+EPILOGUE_DEVICES = DEVICES[1:]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/conv_relu_pool.h
 MAX_AVG_WINDOW = 8  # and of an average pool
+
+
+class Epilogue(enum.Flag):
+    """Passes in which torch computes the convolution, and a kernel of ours what is around it."""
+
+    FORWARD = enum.auto()
+    BACKWARD = enum.auto()
 
 
 class Route(NamedTuple):
@@ -31,6 +40,7 @@ class Route(NamedTuple):
     saves_codes: bool = False
     saves_y: bool = False
     winograd: Winograd = Winograd(0)
+    epilogue: Epilogue = Epilogue(0)
 
 
 class Spec(NamedTuple):
@@ -178,6 +188,9 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
     """The route for a Spec and the facts that conv_relu_pool gathers of its tensors."""
     if spec.algorithm == "stock":
         return Route("stock", None, "asked for")
+    around = spec.algorithm == "epilogue"
+    if around and torch.compiler.is_compiling():
+        return Route("stock", None, "torch.compile fuses what is around a convolution itself")
     obstacle = (
         "a torch.func transform or forward-mode derivative is active" if transformed else None
     )
@@ -189,23 +202,30 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, device, dtype, x_shape, weight_shape, needs_grad)
-    if obstacle is None and device == "cuda" and not torch.compiler.is_compiling():
+    if obstacle is None and around:
+        obstacle = _no_epilogue(spec, device, x_shape, weight_shape)
+    elif obstacle is None and device == "cuda" and not torch.compiler.is_compiling():
         obstacle = _no_cuda(spec, dtype, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd":
         obstacle = _no_winograd(spec, dtype, weight_shape)
     if obstacle is None:
         winograd = Winograd(0)
-        if spec.algorithm != "direct" and device == "cpu":
+        if spec.algorithm not in ("direct", "epilogue") and device == "cpu":
             winograd = _winograd(spec, dtype, x_shape, weight_shape, needs_grad)
         isa = _isa() if device == "cpu" else device
+        name = "winograd" if Winograd.FORWARD in winograd else "direct"
+        reason = _explain(spec, weight_shape, winograd, isa, needs_grad)
+        if around:
+            name, reason = "epilogue", "bias, activation and pool in one pass after torch's conv2d"
         return Route(
-            "winograd" if Winograd.FORWARD in winograd else "direct",
+            name,
             isa,
-            _explain(spec, weight_shape, winograd, isa, needs_grad),
+            reason,
             needs_grad,
             saves_codes=needs_grad and needs_codes(spec),
             saves_y=needs_grad and needs_y(spec),
             winograd=winograd,
+            epilogue=Epilogue.FORWARD | Epilogue.BACKWARD if around else Epilogue(0),
         )
     if spec.algorithm in KERNELS and not transformed:
         raise RuntimeError(
@@ -218,11 +238,12 @@ def candidates(spec, plain, device, dtype, *facts) -> dict[str, Route]:
     """The routes that :func:`choose` can be made to take for these facts, by name.
 
     ``"mixed"`` is what the fixed rule makes of the passes, where that is neither all by Winograd's
-    algorithm nor none. There is but one route where algorithm is not ``"auto"``, or no kernel fits.
+    algorithm nor none; ``"direct, epilogue"`` goes forward by the one and back by the other. There
+    is but one route where algorithm is not ``"auto"``, or no kernel fits.
     """
     if spec.algorithm != "auto":
         return {spec.algorithm: choose(spec, plain, device, dtype, *facts)}
-    found = {}  # by the passes that are Winograd's, None for stock
+    found = {}  # by the passes that are Winograd's and the epilogue's, None for stock
     for algorithm in (*KERNELS, "auto", "stock"):
         try:
             route = choose(spec._replace(algorithm=algorithm), plain, device, dtype, *facts)
@@ -230,10 +251,15 @@ def candidates(spec, plain, device, dtype, *facts) -> dict[str, Route]:
             continue
         if route.name != "stock":
             name = "mixed" if algorithm == "auto" else algorithm
-            found.setdefault(route.winograd, (name, route))
+            found.setdefault((route.winograd, route.epilogue), (name, route))
         elif not found or not _stock_crashes(spec, dtype):
             found.setdefault(None, ("stock", route))
-    return dict(found.values())
+    routes = dict(found.values())
+    direct, around = routes.get("direct"), routes.get("epilogue")
+    if direct and around and direct.needs_grad:
+        routes["direct, epilogue"] = direct._replace(epilogue=Epilogue.BACKWARD)
+        routes["epilogue, direct"] = around._replace(epilogue=Epilogue.FORWARD)
+    return routes
 
 
 def needs_codes(spec) -> bool:
@@ -345,6 +371,16 @@ def _no_cuda(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
         for tf32 in (False, True)  # either may be allowed when it runs
     )
     return None if served else "no CUDA kernel for a filter and pool this large"
+
+
+def _no_epilogue(spec, device, x_shape, weight_shape) -> str | None:
+    if device not in EPILOGUE_DEVICES:
+        return "the epilogue around torch's convolution runs on CUDA only"
+    height, width = spec.conv_size(x_shape, weight_shape)
+    images = x_shape[0] if len(x_shape) == 4 else 1
+    if images * (height + 1) * (width + 1) * max(1, weight_shape[0] // 32) >= 2**30:
+        return "too many positions for the 32-bit places of the epilogue's kernels"
+    return None
 
 
 def _slower(spec, device, dtype, x_shape, weight_shape, needs_grad) -> str | None:

@@ -8,11 +8,13 @@ from imgfast.ops import conv_relu_pool_route as route
 from imgfast.ops.conv_relu_pool import _allows_tf32, _bind
 
 SHAPES = ((2, 16, 8, 8), (32, 16, 3, 3), (32,))
+BOTH = {"direct, epilogue", "epilogue, direct"}  # forward, backward
 
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     monkeypatch.setattr(route, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(route, "EPILOGUE_DEVICES", ("cuda",))
     monkeypatch.setattr(route, "_no_cuda", lambda *_: None)
 
 
@@ -29,14 +31,31 @@ def test_stock_runs_until_something_has_been_timed():
 def test_a_timing_has_our_kernels_and_stocks():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = route.candidates(*facts(dtype))
-        assert list(found) == ["direct", "stock"]
-        assert (found["direct"].isa, found["direct"].saves_codes) == ("cuda", True)
+        assert set(found) == BOTH | {"direct", "epilogue", "stock"}
+        for name in ("direct", "epilogue"):
+            assert (found[name].isa, found[name].saves_codes) == ("cuda", True)
         assert not found["direct"].winograd  # which there is on the CPU, for these shapes
-    assert "winograd" in route.candidates(*facts(device="cpu"))
+        without = route.candidates(*facts(dtype, needs_grad=False))
+        assert set(without) == {"direct", "epilogue", "stock"}
+    on_cpu = route.candidates(*facts(device="cpu"))
+    assert "winograd" in on_cpu
+    assert "epilogue" not in on_cpu
+
+
+def test_each_pass_has_its_convolution():
+    found = route.candidates(*facts())
+    passes = {name: found[name].epilogue for name in BOTH | {"direct", "epilogue"}}
+    assert passes == {
+        "direct": route.Epilogue(0),
+        "direct, epilogue": route.Epilogue.BACKWARD,
+        "epilogue, direct": route.Epilogue.FORWARD,
+        "epilogue": route.Epilogue.FORWARD | route.Epilogue.BACKWARD,
+    }
 
 
 def test_what_is_asked_for():
-    assert route.choose(*facts(algorithm="direct")).name == "direct"
+    for algorithm in ("direct", "epilogue"):
+        assert route.choose(*facts(algorithm=algorithm)).name == algorithm
     with pytest.raises(RuntimeError, match="Winograd's algorithm runs on the CPU only"):
         route.choose(*facts(algorithm="winograd"))
 
@@ -53,7 +72,7 @@ def test_float64_is_stocks():
 
 def test_what_no_kernel_serves_is_stocks(monkeypatch):
     monkeypatch.setattr(route, "_no_cuda", lambda *_: "no CUDA kernel for this")
-    assert list(route.candidates(*facts())) == ["stock"]
+    assert list(route.candidates(*facts())) == ["epilogue", "stock"]
     with pytest.raises(RuntimeError, match="no CUDA kernel for this"):
         route.choose(*facts(algorithm="direct"))
 

@@ -5,6 +5,7 @@ import contextlib
 import warnings
 
 import conv_relu_pool_calls
+import conv_relu_pool_epilogue_calls
 import conv_relu_pool_input_calls
 import conv_relu_pool_weight_calls
 import cross_entropy_calls
@@ -16,6 +17,7 @@ from imgfast.ops.conv_relu_pool_route import Spec
 MODULES = (
     cross_entropy_calls,
     conv_relu_pool_calls,
+    conv_relu_pool_epilogue_calls,
     conv_relu_pool_input_calls,
     conv_relu_pool_weight_calls,
 )
@@ -51,7 +53,12 @@ def _check_served(plan):
         raise RuntimeError("conv_relu_pool: no CUDA kernel for a filter and pool this large")
 
 
-OPERATORS = (*cross_entropy_calls.OPERATORS, conv_relu_pool, conv_relu_pool_backward)
+OPERATORS = (
+    *cross_entropy_calls.OPERATORS,
+    *conv_relu_pool_epilogue_calls.OPERATORS,
+    conv_relu_pool,
+    conv_relu_pool_backward,
+)
 
 
 @contextlib.contextmanager

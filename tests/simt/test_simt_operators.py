@@ -6,6 +6,7 @@ import emulated_operators
 import torch
 
 import imgfast
+from imgfast.ops import conv_relu_pool_route
 from imgfast.ops import linear_cross_entropy_route as route
 
 
@@ -24,7 +25,7 @@ def test_public_functions_run_on_them_until_they_are_removed(monkeypatch):
     operators = [recorded(operator) for operator in emulated_operators.OPERATORS]
     monkeypatch.setattr(emulated_operators, "OPERATORS", operators)
 
-    def gradients():
+    def gradients(algorithms):
         called.clear()
         logits, target = torch.linspace(-2, 2, 15).view(3, 5).requires_grad_(), torch.arange(3)
         x = torch.linspace(-1, 1, 48).view(1, 3, 4, 4).requires_grad_()
@@ -32,12 +33,15 @@ def test_public_functions_run_on_them_until_they_are_removed(monkeypatch):
         total = imgfast.cross_entropy(logits, target, reduction="none").sum()
         total = total + imgfast.cross_entropy(logits, target, grad_in_forward=True)
         total = total + imgfast.linear_cross_entropy(logits, logits, target)
-        total = total + imgfast.conv_relu_pool(x, weight, algorithm="direct").square().sum()
+        for algorithm in algorithms:
+            y = imgfast.conv_relu_pool(x, weight, algorithm=algorithm)
+            total = total + y.square().sum()
         return torch.autograd.grad(total, (logits, x, weight))
 
-    with emulated_operators.installed():
-        emulated = gradients()
+    with monkeypatch.context() as patch, emulated_operators.installed():
+        patch.setattr(conv_relu_pool_route, "EPILOGUE_DEVICES", ("cpu",))
+        emulated = gradients(["direct", "epilogue"])
         assert called == {operator.__name__ for operator in operators}
-    of_cpu = gradients()
+    of_cpu = gradients(["direct", "direct"])
     assert not called
     torch.testing.assert_close(emulated, of_cpu)
