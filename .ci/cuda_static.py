@@ -30,6 +30,8 @@ INSTRUCTIONS = {
     "cross_entropy_forward_rows_kernel": (LOAD, STORE, EX2),
     "cross_entropy_backward_rows_kernel": (LOAD, STORE, EX2),
     "cross_entropy_staged_kernel": (LOAD, STORE, EX2),
+    "conv_epilogue_forward_kernel": (LOAD, STORE),
+    "conv_epilogue_backward_kernel": (LOAD, STORE),
     "conv_mma_kernel": ("HMMA", "LDSM", "LDGSTS.E.BYPASS.128"),
     "conv_mma_few_kernel": ("HMMA",),
     "conv_simt_kernel": ("FFMA",),
