@@ -212,7 +212,7 @@ def cxx_flags() -> list[str]:
 
 def nvcc_flags() -> list[str]:
     """No flag may contain "arch": torch would take it for the user's and drop the arch list."""
-    return ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wall"]
+    return ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden,-Wall"]
 
 
 def libraries(cuda: CudaDecision) -> list[str]:

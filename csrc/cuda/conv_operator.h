@@ -5,9 +5,12 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "conv_relu_pool_call.h"
+#include "cuda/conv_plan.cuh"
 #include "empty.h"
+#include "tensor_dtype.h"
 
 namespace imgfast::cuda {
 
@@ -38,6 +41,30 @@ inline ConvReLUPoolParams make_cuda_params(const Tensor& x, const Tensor& weight
   STD_TORCH_CHECK(p.winograd == 0, "conv_relu_pool: Winograd's algorithm runs on the CPU only");
   return p;
 }
+
+// The tensors of a forward call, which points at them.
+struct ForwardTensors {
+  Tensor y, codes;             // codes: without an element if they are not to be saved
+  std::optional<Tensor> bias;  // dense
+
+  ForwardTensors(const ConvReLUPoolParams& p, const Tensor& x, const Tensor& weight,
+                 const std::optional<Tensor>& any_bias, bool save_codes, const Allocator& empty,
+                 ConvForwardCall& call)
+      : y(empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(p, x, weight))),
+        codes(empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, ScalarType::Byte)) {
+    if (save_codes) check_codes(p);
+    if (any_bias) {
+      check_bias(p, x, *any_bias);
+      bias = torch::stable::contiguous(*any_bias);
+    }
+    call.params = &p;
+    call.dtype = dtype_of(x, "conv_relu_pool", "x");
+    call.bias = bias ? bias->const_data_ptr() : nullptr;
+    call.y = y.mutable_data_ptr();
+    copy_strides(y, call.y_stride);
+    call.codes = save_codes ? static_cast<std::uint8_t*>(codes.mutable_data_ptr()) : nullptr;
+  }
+};
 
 inline void check_served(bool served) {
   STD_TORCH_CHECK(served,

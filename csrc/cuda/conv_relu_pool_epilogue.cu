@@ -7,7 +7,6 @@
 
 #include "cuda/conv_operator_backward.h"
 #include "cuda/conv_relu_pool_epilogue.cuh"
-#include "tensor_dtype.h"
 
 namespace imgfast::cuda {
 namespace {
@@ -39,28 +38,14 @@ std::tuple<Tensor, Tensor> conv_relu_pool_epilogue(const Tensor& sums, const Ten
   const ConvReLUPoolParams p = make_cuda_params(x, weight, geometry);
   const ConvShape shape = epilogue_shape(p);
   check_sums(p, x, sums);
-  if (save_codes) check_codes(p);
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Allocator empty{device};
-  Tensor y = empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(p, x, weight));
-  Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, ScalarType::Byte);
-  std::optional<Tensor> dense_bias;
-  if (bias) {
-    check_bias(p, x, *bias);
-    dense_bias = torch::stable::contiguous(*bias);
-  }
-
   ConvForwardCall call{};
-  call.params = &p;
-  call.dtype = dtype_of(x, "conv_relu_pool", "x");
+  const ForwardTensors made(p, x, weight, bias, save_codes, empty, call);
   call.x = sums.const_data_ptr();
-  call.bias = dense_bias ? dense_bias->const_data_ptr() : nullptr;
-  call.y = y.mutable_data_ptr();
-  copy_strides(y, call.y_stride);
-  call.codes = save_codes ? static_cast<std::uint8_t*>(codes.mutable_data_ptr()) : nullptr;
   STD_CUDA_CHECK(launch_conv_epilogue(call, shape, current_stream(device)));
-  return {y, codes};
+  return {made.y, made.codes};
 }
 
 std::tuple<Tensor, Tensor> conv_relu_pool_epilogue_backward(
