@@ -122,11 +122,11 @@ __device__ __forceinline__ void add_shares(const ConvShape& s, const PooledGradi
 
 // The windows along one axis that a position belongs to, [first, end), and its places in them.
 struct WindowsOfPosition {
-  int position, first, end, stride, dilation, window;
+  int position, first, end, stride, dilation;
 
-  __device__ __forceinline__ WindowsOfPosition(int at, int padding, int window_, int stride_,
+  __device__ __forceinline__ WindowsOfPosition(int at, int padding, int window, int stride_,
                                                int dilation_, int windows)
-      : position(at + padding), stride(stride_), dilation(dilation_), window(window_) {
+      : position(at + padding), stride(stride_), dilation(dilation_) {
     const int before = position - (window - 1) * dilation;
     first = before <= 0 ? 0 : (before + stride - 1) / stride;
     end = min(windows, position / stride + 1);
