@@ -95,15 +95,17 @@ def suggest(rates: list[float], losses: list[float]) -> float:
     """The rate at which the loss falls steepest over the logarithm of the rate.
 
     The lowest loss itself lies where training is about to diverge; where it falls steepest there
-    is room in both directions.
+    is room in both directions. Beyond the lowest loss nothing counts: there it also falls from the
+    peaks that it has risen to.
     """
     if len(rates) < 3:
         return rates[0]
+    lowest = losses.index(min(losses))
     slopes = torch.gradient(
         torch.tensor(losses, dtype=torch.float64),
         spacing=(torch.tensor(rates, dtype=torch.float64).log(),),
     )[0]
-    return rates[int(slopes.argmin())]
+    return rates[int(slopes[: lowest + 1].argmin())]
 
 
 def _batches(step: TrainingStep, count: int) -> Iterator[torch.Tensor]:

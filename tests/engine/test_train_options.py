@@ -37,10 +37,11 @@ def distance(first, second):
     return max((first[key] - second[key]).abs().max().item() for key in first)
 
 
-def test_a_batch_in_parts_gives_the_same_training(tmp_path, few, plain):
-    _, run = trained(tmp_path, few, accumulate=3)  # 17, 17 and 16 pictures
-    # AdamW's first steps are signs of gradients, a rounding can turn those of tiny ones.
-    assert 0 < distance(weights(run), plain) < 2e-3
+def test_a_batch_in_parts_gives_the_same_training(tmp_path, few):
+    # By SGD: AdamW's first steps are signs of gradients, and a rounding turns those of tiny ones.
+    _, whole = trained(tmp_path / "whole", few, optimizer="sgd")
+    _, parts = trained(tmp_path / "parts", few, optimizer="sgd", accumulate=3)  # 17, 17 and 16
+    assert 0 < distance(weights(parts), weights(whole)) < 1e-4
 
 
 @pytest.mark.parametrize("layers", ["imgfast", "stock"])
@@ -148,9 +149,9 @@ def test_the_range_test_finds_where_the_loss_falls(tmp_path, pictures):
     from PIL import Image
 
     picture = tmp_path / "new" / "lr.png"
-    found = find_lr(pictures, TrainConfig(batch_size=50), picture, high=10.0, steps=80)
+    found = find_lr(pictures, TrainConfig(batch_size=50), picture, high=1e3, steps=100)
     # It ended before the ramp did, as the loss went up; the rates grow by one factor.
-    assert 20 < len(found.rates) < 80
+    assert 20 < len(found.rates) < 100
     factors = {round(b / a, 9) for a, b in zip(found.rates[:-1], found.rates[1:], strict=True)}
     assert len(factors) == 1 and found.rates[0] == 1e-6
     # The default, 5e-3, within a factor of ten.
@@ -162,6 +163,7 @@ def test_the_range_test_finds_where_the_loss_falls(tmp_path, pictures):
 def test_the_suggestion_is_the_steepest_place():
     rates = [10.0**power for power in range(-5, 1)]
     assert suggest(rates, [5.0, 4.9, 4.0, 2.0, 1.5, 9.0]) == rates[2]
+    assert suggest(rates, [5.0, 4.9, 4.0, 3.5, 9.0, 4.0]) == rates[2]  # not down from the peak
     assert suggest(rates[:2], [1.0, 0.5]) == rates[0]
 
 
