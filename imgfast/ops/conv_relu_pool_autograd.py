@@ -63,10 +63,15 @@ def _convolution_backward(grad, x, weight, spec, needs):
 
 
 @torch.library.register_fake("imgfast::conv_relu_pool")
-def _(x, weight, bias, geometry, save_codes):
+def _fake_forward(x, weight, bias, geometry, save_codes):
     y = torch.empty_like(conv_relu_pool_stock(x, weight, bias, Spec.of_geometry(geometry)))
     n, k, ph, pw = y.shape
     return y, x.new_empty((n, ph, pw, k) if save_codes else (0,), dtype=torch.uint8)
+
+
+@torch.library.register_fake("imgfast::conv_relu_pool_epilogue")
+def _(sums, x, weight, bias, geometry, save_codes):
+    return _fake_forward(x, weight, bias, geometry, save_codes)
 
 
 @torch.library.register_fake("imgfast::conv_relu_pool_backward")

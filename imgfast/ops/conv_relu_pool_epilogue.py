@@ -9,7 +9,7 @@ import torch
 from torch._prims_common import suggest_memory_format
 
 from imgfast.ops.conv_relu_pool_route import Spec
-from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock, expand_gradient
+from imgfast.ops.conv_relu_pool_stock import expand_gradient
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -56,13 +56,6 @@ def _turned(t):
 def _conv(geometry):
     """The arguments of torch's convolution behind its bias."""
     return geometry[0:2], geometry[2:4], geometry[4:6], False, (0, 0), geometry[6]
-
-
-@torch.library.register_fake("imgfast::conv_relu_pool_epilogue")
-def _(sums, x, weight, bias, geometry, save_codes):
-    y = torch.empty_like(conv_relu_pool_stock(x, weight, bias, Spec.of_geometry(geometry)))
-    n, k, ph, pw = y.shape
-    return y, x.new_empty((n, ph, pw, k) if save_codes else (0,), dtype=torch.uint8)
 
 
 @torch.library.register_fake("imgfast::conv_relu_pool_epilogue_backward")
