@@ -167,10 +167,17 @@ int kernel_of(const ConvReLUPoolParams& p, int winograd) {
   return p.winograd & winograd ? 1 : is_depthwise(p) ? 2 : 0;
 }
 
+ConvReLUPoolParams make_cpu_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
+  const ConvReLUPoolParams p = make_params(x, weight, geometry);
+  STD_TORCH_CHECK(p.epilogue == 0,
+                  "conv_relu_pool: the epilogue around torch's convolution runs on CUDA only");
+  return p;
+}
+
 std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                                           const std::optional<Tensor>& bias, const Ints& geometry,
                                           bool save_codes) {
-  const ConvReLUPoolParams p = make_params(x, weight, geometry);
+  const ConvReLUPoolParams p = make_cpu_params(x, weight, geometry);
   if (save_codes) check_codes(p);
   Tensor y = empty({p.N, p.K, p.PH, p.PW}, x.scalar_type(), answers_channels_last(p, x, weight));
   Tensor codes = empty(save_codes ? Ints{p.N, p.PH, p.PW, p.K} : Ints{0}, ScalarType::Byte);
@@ -214,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
                                                            const std::optional<Tensor>& codes,
                                                            const Ints& geometry, bool need_x,
                                                            bool need_weight, bool need_bias) {
-  const ConvReLUPoolParams p = make_params(x, weight, geometry);
+  const ConvReLUPoolParams p = make_cpu_params(x, weight, geometry);
   const GradientReads reads = check_gradient(p, x, grad_y, y, codes);
   auto [grad_x, grad_weight, grad_bias] =
       empty_gradients(p, x, weight, need_x, need_weight, need_bias, empty);

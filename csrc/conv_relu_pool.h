@@ -23,6 +23,9 @@ enum class Pool : int8_t { kNone, kMax, kAvg };
 // Which passes run by Winograd's algorithm, bits; the others run directly.
 enum Winograd { kWinogradForward = 1, kWinogradInput = 2, kWinogradWeight = 4 };
 
+// Which passes have torch's convolution between kernels of ours, bits; on CUDA only.
+enum Epilogue { kEpilogueForward = 1, kEpilogueBackward = 2 };
+
 inline constexpr double kLeakyReLUSlope = 0.01;  // torch.nn.LeakyReLU's default
 
 // What a code byte says of one pooled output.
@@ -55,7 +58,8 @@ enum Geometry {
   kPoolDilationW,
   kCeilMode,
   kCountIncludePad,
-  kWinograd,   // bits of the enum above
+  kWinograd,  // bits of the enums above
+  kEpilogue,
   kAllowTF32,  // 1: a GPU may round float32 factors to tf32
   kGeometrySize
 };
@@ -71,7 +75,7 @@ struct ConvReLUPoolParams {
   bool ceil_mode, count_include_pad;
   int64_t PH, PW;  // y [N, K, PH, PW]
   Activation activation;
-  int winograd;  // bits of Winograd
+  int winograd, epilogue;  // bits of Winograd and Epilogue
   bool allow_tf32;
 };
 
@@ -128,6 +132,7 @@ static inline ConvReLUPoolParams conv_relu_pool_params(int64_t N, int64_t C, int
   p.activation = static_cast<Activation>(geometry[kActivation]);
   p.pool = static_cast<Pool>(geometry[kPool]);
   p.winograd = static_cast<int>(geometry[kWinograd]);
+  p.epilogue = static_cast<int>(geometry[kEpilogue]);
   p.allow_tf32 = geometry[kAllowTF32];
   p.pool_h = p.pool_w = p.pool_stride_h = p.pool_stride_w = 1;
   p.pool_dilation_h = p.pool_dilation_w = 1;

@@ -57,7 +57,9 @@ inline ConvReLUPoolParams make_params(const Tensor& x, const Tensor& weight, con
     }
   }
   constexpr int kEveryPass = kWinogradForward | kWinogradInput | kWinogradWeight;
-  STD_TORCH_CHECK(geometry[kWinograd] >= 0 && geometry[kWinograd] <= kEveryPass,
+  STD_TORCH_CHECK(geometry[kWinograd] >= 0 && geometry[kWinograd] <= kEveryPass &&
+                      geometry[kEpilogue] >= 0 &&
+                      geometry[kEpilogue] <= (kEpilogueForward | kEpilogueBackward),
                   "conv_relu_pool: unknown algorithm");
 
   const ConvReLUPoolParams p =
@@ -97,6 +99,18 @@ inline void check_bias(const ConvReLUPoolParams& p, const Tensor& x, const Tenso
   STD_TORCH_CHECK(bias.device() == x.device() && bias.scalar_type() == x.scalar_type() &&
                       bias.dim() == 1 && bias.size(0) == p.K,
                   "conv_relu_pool: bias must be [K = ", p.K, "] of the dtype of x");
+}
+
+// Whether t lies dense in memory, channels_last or not; strides of single elements say nothing.
+inline bool lies_dense(const Tensor& t, bool channels_last) {
+  int64_t next = 1;
+  const auto follows = [&](int d) {
+    const bool right = t.size(d) == 1 || t.stride(d) == next;
+    next *= t.size(d);
+    return right;
+  };
+  return channels_last ? follows(1) && follows(3) && follows(2) && follows(0)
+                       : follows(3) && follows(2) && follows(1) && follows(0);
 }
 
 // Whether PyTorch would call these strides channels_last (c10/core/MemoryFormat.h decides it in

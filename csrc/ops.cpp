@@ -18,17 +18,6 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "bool need_x, bool need_weight, bool need_bias) -> (Tensor grad_x, Tensor grad_weight, "
       "Tensor grad_bias)");
 
-  // Both around a convolution that somebody else has computed or will differentiate, on CUDA: sums
-  // is its output [N, K, P, Q] in channels_last, and so is grad_sums, the gradient there. x and
-  // weight tell shapes and layouts and are not read.
-  m.def(
-      "conv_relu_pool_epilogue(Tensor sums, Tensor x, Tensor weight, Tensor? bias, "
-      "int[] geometry, bool save_codes) -> (Tensor y, Tensor codes)");
-  m.def(
-      "conv_relu_pool_epilogue_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? y, "
-      "Tensor? codes, int[] geometry, bool need_sums, bool need_bias) "
-      "-> (Tensor grad_sums, Tensor grad_bias)");
-
   // The second target is that of a pair, of which lam is the first's share. reduction: 0 none, 1
   // mean, 2 sum. stats, of the compute type (double for float64, else float), keeps for backward
   // [maximum of every row, sum of exponentials of every row, what the means divide by: each

@@ -66,6 +66,11 @@ struct ForwardTensors {
   }
 };
 
+// The call by torch's convolution and conv_relu_pool_epilogue.cuh, and whether that serves it.
+bool serves_epilogue(const ConvReLUPoolParams& p);
+void forward_around_torch(ConvForwardCall& call, const Tensor& x, const Tensor& weight,
+                          const Allocator& empty, cudaStream_t stream);
+
 inline void check_served(bool served) {
   STD_TORCH_CHECK(served,
                   "conv_relu_pool: no CUDA kernel for this dtype or for a filter and pool this "

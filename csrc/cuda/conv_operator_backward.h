@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <tuple>
 
 #include "cuda/conv_backward_call.cuh"
 #include "cuda/conv_operator.h"
@@ -28,5 +29,13 @@ inline void set_gradient(ConvBackwardCall& call, const GradientReads& reads, con
 // The gradients of weight and bias that the call wants, in conv_relu_pool_backward.cu: kernels are
 // compiled once.
 void launch_weight_gradients(ConvBackwardCall& call, const Allocator& empty, cudaStream_t stream);
+
+// The gradients of x, weight and bias by conv_relu_pool_epilogue.cuh and torch's of its
+// convolution.
+std::tuple<Tensor, Tensor, Tensor> backward_around_torch(ConvBackwardCall& call, const Tensor& x,
+                                                         const Tensor& weight, bool need_x,
+                                                         bool need_weight, bool need_bias,
+                                                         const Allocator& empty,
+                                                         cudaStream_t stream);
 
 }  // namespace imgfast::cuda

@@ -21,6 +21,11 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   const Allocator empty{device};
   ConvForwardCall call{};
   const ForwardTensors made(p, x, weight, bias, save_codes, empty, call);
+  const cudaStream_t stream = current_stream(device);
+  if (p.epilogue & kEpilogueForward) {
+    forward_around_torch(call, x, weight, empty, stream);
+    return {made.y, made.codes};
+  }
   call.x = x.const_data_ptr();
   call.weight = weight.const_data_ptr();
   copy_strides(x, call.x_stride);
@@ -29,7 +34,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   check_served(plan.kernel != ConvKernel::kNone);
   const Tensor workspace = empty({plan.workspace_bytes}, ScalarType::Byte);
   call.workspace = workspace.mutable_data_ptr();
-  STD_CUDA_CHECK(launch_conv_forward(call, plan, current_stream(device)));
+  STD_CUDA_CHECK(launch_conv_forward(call, plan, stream));
   return {made.y, made.codes};
 }
 

@@ -27,18 +27,20 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Allocator empty{device};
-  auto [grad_x, grad_weight, grad_bias] =
-      empty_gradients(p, x, weight, need_x, need_weight, need_bias, empty);
-
   ConvBackwardCall call{};
   call.params = &p;
   call.dtype = dtype_of(x, "conv_relu_pool", "x");
   set_gradient(call, reads, grad_y, y, codes);
+  const cudaStream_t stream = current_stream(device);
+  if (p.epilogue & kEpilogueBackward) {
+    return backward_around_torch(call, x, weight, need_x, need_weight, need_bias, empty, stream);
+  }
+  auto [grad_x, grad_weight, grad_bias] =
+      empty_gradients(p, x, weight, need_x, need_weight, need_bias, empty);
   call.x = x.const_data_ptr();
   copy_strides(x, call.x_stride);
   call.weight = weight.const_data_ptr();
   copy_strides(weight, call.weight_stride);
-  const cudaStream_t stream = current_stream(device);
   if (need_x) {
     call.grad_x = grad_x.mutable_data_ptr();
     copy_strides(grad_x, call.grad_x_stride);
@@ -74,6 +76,7 @@ void launch_weight_gradients(ConvBackwardCall& call, const Allocator& empty, cud
 }
 
 bool serves_conv_relu_pool(const ConvReLUPoolParams& params, DType dtype, bool gradients) {
+  if (params.epilogue) return serves_epilogue(params);
   ConvForwardCall forward{};
   forward.params = &params;
   forward.dtype = dtype;

@@ -1,52 +1,53 @@
-// The threads that share a row of cross_entropy, a warp or a block, and what they tell one another.
+// The threads that share a row of cross_entropy, a part of a warp, a warp or a block, and what they
+// tell one another.
 #pragma once
 
 #include "cuda/cross_entropy_terms.cuh"
 
 namespace imgfast::cuda {
 
-constexpr unsigned kWholeWarp = 0xffffffffu;
-constexpr int kRowWarps = 4;      // of a block, where each warp has a row of its own
+constexpr int kRowWarps = 4;      // of a block, where warps or parts of them have rows of their own
 constexpr int kRowThreads = 512;  // of a block that has one row
 
-// The normaliser of all lanes, in lane 0. Lanes meet in a fixed order.
-__device__ __forceinline__ Normaliser reduce_warp(Normaliser n) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    Normaliser other;
-    other.maximum = __shfl_down_sync(kWholeWarp, n.maximum, step);
-    other.sum = __shfl_down_sync(kWholeWarp, n.sum, step);
-    other.dot = __shfl_down_sync(kWholeWarp, n.dot, step);
-    other.mass = __shfl_down_sync(kWholeWarp, n.mass, step);
-    other.top = __shfl_down_sync(kWholeWarp, n.top, step);
-    n.merge(other);
-  }
-  return n;
-}
-
-__device__ __forceinline__ float sum_warp(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(kWholeWarp, x, step);
-  return x;
-}
-
+// kThreads neighbours in a warp, each of whose groups goes its own way.
 template <int kThreads>
-struct RowGroup;
+struct RowGroup {
+  static_assert(kThreads <= 32);
+  static constexpr int kBlockThreads = 32 * kRowWarps;
+  static constexpr int kPerBlock = kBlockThreads / kThreads;
+  const int thread = static_cast<int>(threadIdx.x) % kThreads;
+  const int index = static_cast<int>(threadIdx.x) / kThreads;
+  const unsigned mask = (0xffffffffu >> (32 - kThreads)) << (threadIdx.x % 32 - thread);
 
-template <>
-struct RowGroup<32> {
-  static constexpr int kPerBlock = kRowWarps;
-  static constexpr int kBlockThreads = 32 * kPerBlock;
-  const int thread = static_cast<int>(threadIdx.x) % 32;
-  const int index = static_cast<int>(threadIdx.x) / 32;
+  // The normaliser of all, in thread 0, which is the leader. They meet in a fixed order.
+  __device__ __forceinline__ Normaliser reduce(Normaliser n) const {
+#pragma unroll
+    for (int step = kThreads / 2; step > 0; step /= 2) {
+      const auto from = [&](const auto& x) {
+        return __shfl_down_sync(mask, x, static_cast<unsigned>(step), kThreads);
+      };
+      Normaliser other;
+      other.maximum = from(n.maximum);
+      other.sum = from(n.sum);
+      other.dot = from(n.dot);
+      other.mass = from(n.mass);
+      other.top = from(n.top);
+      n.merge(other);
+    }
+    return n;
+  }
 
-  // The result is the leader's, thread 0.
-  __device__ __forceinline__ Normaliser reduce(const Normaliser& n) const { return reduce_warp(n); }
-  __device__ __forceinline__ float sum(float x) const { return sum_warp(x); }
+  __device__ __forceinline__ float sum(float x) const {
+#pragma unroll
+    for (int step = kThreads / 2; step > 0; step /= 2) {
+      x += __shfl_down_sync(mask, x, static_cast<unsigned>(step), kThreads);
+    }
+    return x;
+  }
 
   // The leader's value.
   __device__ __forceinline__ RowGradient broadcast(RowGradient g) const {
-    const auto from_leader = [](auto& x) { x = __shfl_sync(kWholeWarp, x, 0); };
+    const auto from_leader = [&](auto& x) { x = __shfl_sync(mask, x, 0, kThreads); };
     from_leader(g.maximum), from_leader(g.total), from_leader(g.spread);
 #pragma unroll
     for (int k = 0; k < 2; k++) from_leader(g.hit[k]), from_leader(g.y[k]);
@@ -61,11 +62,12 @@ struct RowGroup<kRowThreads> {
   static constexpr int kWarps = kRowThreads / 32;
   const int thread = static_cast<int>(threadIdx.x);
   const int index = 0;
+  const RowGroup<32> in_warp;
 
   __device__ __forceinline__ Normaliser reduce(Normaliser n) const {
     __shared__ float maximum[kWarps], sum[kWarps], dot[kWarps], mass[kWarps];
     __shared__ int top[kWarps];
-    n = reduce_warp(n);
+    n = in_warp.reduce(n);
     const int warp = thread / 32, lane = thread % 32;
     if (lane == 0) {
       maximum[warp] = n.maximum;
@@ -84,7 +86,7 @@ struct RowGroup<kRowThreads> {
         n.mass = mass[lane];
         n.top = top[lane];
       }
-      n = reduce_warp(n);
+      n = in_warp.reduce(n);
     }
     __syncthreads();  // nobody writes the next row's while it reads
     return n;
@@ -92,11 +94,11 @@ struct RowGroup<kRowThreads> {
 
   __device__ __forceinline__ float sum(float x) const {
     __shared__ float part[kWarps];
-    x = sum_warp(x);
+    x = in_warp.sum(x);
     const int warp = thread / 32, lane = thread % 32;
     if (lane == 0) part[warp] = x;
     __syncthreads();  // as in reduce
-    if (warp == 0) x = sum_warp(lane < kWarps ? part[lane] : 0.0f);
+    if (warp == 0) x = in_warp.sum(lane < kWarps ? part[lane] : 0.0f);
     __syncthreads();
     return x;
   }

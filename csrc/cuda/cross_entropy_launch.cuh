@@ -11,7 +11,15 @@
 
 namespace imgfast::cuda {
 
-enum class CrossEntropyKernel : int { kStaged, kWarp, kBlock, kPlanes, kWidePlanes };
+enum class CrossEntropyKernel : int {
+  kStaged,
+  kQuarterWarp,
+  kHalfWarp,
+  kWarp,
+  kBlock,
+  kPlanes,
+  kWidePlanes
+};
 
 // How a call is shared out. It depends on shapes and strides alone, and on no device, so that a
 // call gives the same bits everywhere.
@@ -71,14 +79,13 @@ inline bool takes_wide_planes(const CrossEntropyArgs& a) {
          });
 }
 
-// A thread a row pays for as many classes as keep it busy shortly; for more of them, if there are
-// rows for all threads of a GPU, and if they fit into shared memory.
+// A thread a row takes as long as a row has classes, for as many rows as there are threads; others
+// share a row's classes and take as long as there are rows. On an H200 they meet at kRowsAClass.
 inline bool takes_stage(const CrossEntropyArgs& a) {
-  constexpr int kMostBytes = 64 * 1024;
-  constexpr std::int64_t kManyRows = 8192;
+  constexpr int kFew = 32, kRowsAClass = 200, kMostBytes = 64 * 1024;
   const int row_bytes = a.C * element_bytes(a) * (a.probabilities.data ? 2 : 1);
-  return a.C <= kMaxStagedClasses || (a.C <= 2 * kMaxStagedClasses && a.rows >= kManyRows &&
-                                      row_bytes * kStagedThreads <= kMostBytes);
+  return a.C <= kFew || (a.C <= kMaxStagedClasses && a.rows >= std::int64_t{kRowsAClass} * a.C &&
+                         row_bytes * kStagedThreads <= kMostBytes);
 }
 
 }  // namespace cross_entropy_detail
@@ -104,6 +111,10 @@ inline CrossEntropyPlan choose_cross_entropy(CrossEntropyArgs& a) {
                       all_views(a, [&](const RowsView& view) { return view.inner_stride == a.C; });
   if (packed && takes_stage(a) && !a.is_tile()) {
     plan.kernel = CrossEntropyKernel::kStaged;
+  } else if (a.C <= kBatchClasses<8>) {
+    plan.kernel = CrossEntropyKernel::kQuarterWarp;
+  } else if (a.C <= kBatchClasses<16>) {
+    plan.kernel = CrossEntropyKernel::kHalfWarp;
   } else if (a.C <= kBatchClasses<32>) {
     plan.kernel = CrossEntropyKernel::kWarp;
   } else {
@@ -205,6 +216,10 @@ struct Launcher {
                      StagedLayout<T, kTargets>(a.C).carver.bytes, a);
         return blocks;
       }
+      case CrossEntropyKernel::kQuarterWarp:
+        return start_groups<kForward, T, kTargets, 8>();
+      case CrossEntropyKernel::kHalfWarp:
+        return start_groups<kForward, T, kTargets, 16>();
       case CrossEntropyKernel::kWarp:
         return start_groups<kForward, T, kTargets, 32>();
       case CrossEntropyKernel::kBlock:

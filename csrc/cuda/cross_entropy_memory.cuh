@@ -85,7 +85,8 @@ __device__ __forceinline__ T* row_of(const RowsView& view, const CrossEntropyArg
 template <class T>
 struct RowSpan {
   static constexpr int kWidth = kVectorWidth<T>;
-  int head, vectors, singles;  // singles: those of both ends together, fewer than 32
+  static constexpr int kMostSingles = 48 / static_cast<int>(sizeof(T)) - 2;
+  int head, vectors, singles;  // singles: those of both ends together
 
   __device__ __forceinline__ RowSpan(const T* row, int C) {
     constexpr int kSector = 32 / static_cast<int>(sizeof(T));
@@ -105,23 +106,28 @@ struct RowSpan {
 // Classes that kThreads have in their registers at once: for a block fewer each, so that a
 // multiprocessor has room for two.
 template <int kThreads>
-constexpr int kBatchClasses = kThreads * (kThreads == 32 ? 32 : 16);
+constexpr int kBatchClasses = kThreads * (kThreads <= 32 ? 32 : 16);
 
 // The part of a row that one of kThreads has in its registers at once: kVectors vectors, and with
-// the first of them one of the single elements.
+// the first of them its share of the single elements.
 template <class T, int kThreads>
 struct RowBatch {
   static constexpr int kWidth = kVectorWidth<T>;
   static constexpr int kStep = kBatchClasses<kThreads> / kWidth;  // vectors of all threads
   static constexpr int kVectors = kStep / kThreads;
+  static constexpr int kSingles = (RowSpan<T>::kMostSingles + kThreads - 1) / kThreads;
 
   Vec<T, kWidth> vector[kVectors];
-  T single;
+  T single[kSingles];
 
   // Vectors [first, end) as far as they go. aligned: whether `row` is as the span was made for.
   __device__ __forceinline__ void load_from(const T* row, const RowSpan<T>& span, int first,
                                             int end, int thread, bool aligned = true) {
-    if (first == 0 && thread < span.singles) single = row[span.class_of_single(thread)];
+#pragma unroll
+    for (int j = 0; j < kSingles; j++) {
+      const int i = j * kThreads + thread;
+      if (first == 0 && i < span.singles) single[j] = row[span.class_of_single(i)];
+    }
 #pragma unroll
     for (int j = 0; j < kVectors; j++) {
       const int i = first + j * kThreads + thread;
@@ -137,9 +143,12 @@ __device__ __forceinline__ void for_each(const RowBatch<T, kThreads>& x,
                                          const RowBatch<T, kThreads>& t, const RowSpan<T>& span,
                                          int first, int end, int thread, F f) {
   using Batch = RowBatch<T, kThreads>;
-  if (first == 0 && thread < span.singles) {
-    float x_one[1] = {widen(x.single)}, t_one[1] = {widen(t.single)};
-    f(span.class_of_single(thread), x_one, t_one);
+#pragma unroll
+  for (int j = 0; j < Batch::kSingles; j++) {
+    const int i = j * kThreads + thread;
+    if (first != 0 || i >= span.singles) continue;
+    float x_one[1] = {widen(x.single[j])}, t_one[1] = {widen(t.single[j])};
+    f(span.class_of_single(i), x_one, t_one);
   }
 #pragma unroll
   for (int j = 0; j < Batch::kVectors; j++) {

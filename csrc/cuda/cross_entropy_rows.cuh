@@ -1,5 +1,6 @@
 // cross_entropy where the classes of a row lie side by side, and there are enough of them for a
-// warp or a block a row. A few long rows are cut into parts, which have a block each.
+// quarter of a warp, half of one, a warp or a block a row. A few long rows are cut into parts,
+// which have a block each.
 //
 // Fused: the log-softmax is never written to memory. Forward leaves two numbers a row; backward
 // reads the logits once and writes the gradient once. A row that fits the registers of its threads
@@ -109,12 +110,13 @@ struct RowPart {
   }
 };
 
-// Blocks that a multiprocessor has room for. With two of a row each, one loads while the other
-// reduces; weights and probabilities take too many registers for that.
+// Blocks that a multiprocessor has room for: the more, the more rows are under way while others are
+// reduced. Weights and probabilities take registers that allow fewer.
 template <Targets kTargets, int kThreads>
-constexpr int kMinBlocks = kThreads == 32                ? 4
-                           : kTargets == Targets::kIndex ? 2
-                                                         : 1;
+constexpr int kMinBlocks = kThreads > 32                 ? (kTargets == Targets::kIndex ? 2 : 1)
+                           : kTargets == Targets::kIndex ? 5
+                           : kThreads == 32              ? 4
+                                                         : 3;
 
 // The logits of a row's targets, which its leader reads by themselves.
 template <class T>

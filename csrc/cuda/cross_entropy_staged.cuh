@@ -12,7 +12,7 @@ namespace imgfast::cuda {
 
 constexpr int kStagedWarps = 4;
 constexpr int kStagedThreads = 32 * kStagedWarps;
-constexpr int kMaxStagedClasses = 64;
+constexpr int kMaxStagedClasses = 128;
 
 // Room for the logits of a warp's rows, wherever in a vector they begin.
 template <class T>

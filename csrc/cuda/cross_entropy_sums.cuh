@@ -20,7 +20,7 @@ __device__ __forceinline__ void write_thread_sums(const CrossEntropyArgs& a, con
   const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
   for (int i = 0; i < RowSums::kCount; i++) {
-    const float sum = sum_warp(sums.number[i]);
+    const float sum = RowGroup<32>().sum(sums.number[i]);
     if (thread % 32 == 0) of_warp[thread / 32][i] = sum;
   }
   __syncthreads();  // all warps have written theirs

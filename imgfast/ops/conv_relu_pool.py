@@ -235,14 +235,14 @@ def _plan_of(spec, weight, route) -> Plan:
     if route.name == "stock":
         return Plan(spec, None, route)
     tf32 = weight.is_cuda and _allows_tf32()
-    return Plan(spec, spec.geometry(weight.shape, route.winograd, tf32), route)
+    return Plan(spec, spec.geometry(weight.shape, route.winograd, route.epilogue, tf32), route)
 
 
 def _fastest(plans, x, weight, bias) -> Plan:
     """The one of these plans, by name, that the stopwatch finds fastest."""
     runs = {name: functools.partial(_run, plan=plan) for name, plan in plans.items()}
     times = timing.times(runs, (x, weight, bias))
-    told = "timed: " + ", ".join(f"{name} {1e3 * t:.3f} ms" for name, t in times.items())
+    told = "timed: " + ", ".join(f"{name} {seconds}" for name, seconds in times.items())
     plan = plans[next(iter(times))]
     if plan.route.name != "stock":
         told += f"; {plan.route.reason}"

@@ -7,8 +7,7 @@ torch.ops.imgfast.conv_relu_pool go through the registration. Both end in the sa
 
 import torch
 
-from imgfast.ops import conv_relu_pool_epilogue as epilogue
-from imgfast.ops.conv_relu_pool_route import Epilogue, Spec, needs_codes, needs_y
+from imgfast.ops.conv_relu_pool_route import Spec, needs_codes, needs_y
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock, expand_gradient
 
 _forward = torch.ops.imgfast.conv_relu_pool.default
@@ -21,23 +20,15 @@ def run(x, weight, bias, geometry, route):
     if route.needs_grad:
         return _ConvReLUPool.apply(x, weight, bias, geometry, route)
     with _below_autograd():
-        return _forward_of(route)(x, weight, bias, geometry, False)[0]
-
-
-def _forward_of(route):
-    return epilogue.forward if Epilogue.FORWARD in route.epilogue else _forward
-
-
-def _backward_of(route):
-    return epilogue.backward if Epilogue.BACKWARD in route.epilogue else _backward
+        return _forward(x, weight, bias, geometry, False)[0]
 
 
 class _ConvReLUPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, geometry, route):
         with _below_autograd():
-            y, codes = _forward_of(route)(x, weight, bias, geometry, route.saves_codes)
-        ctx.geometry, ctx.backward_pass = geometry, _backward_of(route)
+            y, codes = _forward(x, weight, bias, geometry, route.saves_codes)
+        ctx.geometry = geometry
         ctx.save_for_backward(
             x, weight, y if route.saves_y else None, codes if route.saves_codes else None
         )
@@ -48,10 +39,10 @@ class _ConvReLUPool(torch.autograd.Function):
         x, weight, y, codes = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # a second derivative may follow
-            grads = ctx.backward_pass(grad_y, x, weight, y, codes, ctx.geometry, *needs)
+            grads = _backward(grad_y, x, weight, y, codes, ctx.geometry, *needs)
         else:
             with _below_autograd():
-                grads = ctx.backward_pass(grad_y, x, weight, y, codes, ctx.geometry, *needs)
+                grads = _backward(grad_y, x, weight, y, codes, ctx.geometry, *needs)
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
 
 
@@ -63,15 +54,10 @@ def _convolution_backward(grad, x, weight, spec, needs):
 
 
 @torch.library.register_fake("imgfast::conv_relu_pool")
-def _fake_forward(x, weight, bias, geometry, save_codes):
+def _(x, weight, bias, geometry, save_codes):
     y = torch.empty_like(conv_relu_pool_stock(x, weight, bias, Spec.of_geometry(geometry)))
     n, k, ph, pw = y.shape
     return y, x.new_empty((n, ph, pw, k) if save_codes else (0,), dtype=torch.uint8)
-
-
-@torch.library.register_fake("imgfast::conv_relu_pool_epilogue")
-def _(sums, x, weight, bias, geometry, save_codes):
-    return _fake_forward(x, weight, bias, geometry, save_codes)
 
 
 @torch.library.register_fake("imgfast::conv_relu_pool_backward")

@@ -23,11 +23,15 @@ MAX_WINDOW = 128  # positions that a code of a max pool can name, as in csrc/con
 MAX_AVG_WINDOW = 8  # and of an average pool
 
 
-class Epilogue(enum.Flag):
-    """Passes in which torch computes the convolution, and a kernel of ours what is around it."""
+class Epilogue(enum.IntFlag):
+    """Passes in which torch computes the convolution, and a kernel of ours what is around it; bits
+    as in csrc/conv_relu_pool.h."""
 
-    FORWARD = enum.auto()
-    BACKWARD = enum.auto()
+    FORWARD = 1
+    BACKWARD = 2
+
+
+EVERY_PASS = Epilogue.FORWARD | Epilogue.BACKWARD
 
 
 class Route(NamedTuple):
@@ -60,7 +64,7 @@ class Spec(NamedTuple):
     count_include_pad: bool
     algorithm: str
 
-    def geometry(self, weight_shape, winograd=0, allow_tf32=False) -> list[int]:
+    def geometry(self, weight_shape, winograd=0, epilogue=0, allow_tf32=False) -> list[int]:
         """The operators' list of integers, in the order of Geometry in csrc/conv_relu_pool.h."""
         return [
             *self.stride,
@@ -76,6 +80,7 @@ class Spec(NamedTuple):
             int(self.ceil_mode),
             int(self.count_include_pad),
             int(winograd),
+            int(epilogue),
             int(allow_tf32),
         ]
 
@@ -92,7 +97,7 @@ class Spec(NamedTuple):
             *pairs[3:],
             bool(g[17]),
             bool(g[18]),
-            "winograd" if g[19] else "direct",
+            "winograd" if g[19] else "epilogue" if g[20] else "direct",
         )
 
     def conv_size(self, x_shape, weight_shape) -> list[int]:
@@ -202,9 +207,9 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
     )
     if obstacle is None and spec.algorithm == "auto":
         obstacle = _slower(spec, device, dtype, x_shape, weight_shape, needs_grad)
-    if obstacle is None and around:
-        obstacle = _no_epilogue(spec, device, x_shape, weight_shape)
-    elif obstacle is None and device == "cuda" and not torch.compiler.is_compiling():
+    if obstacle is None and around and device not in EPILOGUE_DEVICES:
+        obstacle = "the epilogue around torch's convolution runs on CUDA only"
+    if obstacle is None and device == "cuda" and not torch.compiler.is_compiling():
         obstacle = _no_cuda(spec, dtype, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd":
         obstacle = _no_winograd(spec, dtype, weight_shape)
@@ -225,7 +230,7 @@ def choose(spec, plain, device, dtype, x_shape, weight_shape, bias_shape, transf
             saves_codes=needs_grad and needs_codes(spec),
             saves_y=needs_grad and needs_y(spec),
             winograd=winograd,
-            epilogue=Epilogue.FORWARD | Epilogue.BACKWARD if around else Epilogue(0),
+            epilogue=EVERY_PASS if around else Epilogue(0),
         )
     if spec.algorithm in KERNELS and not transformed:
         raise RuntimeError(
@@ -252,7 +257,7 @@ def candidates(spec, plain, device, dtype, *facts) -> dict[str, Route]:
         if route.name != "stock":
             name = "mixed" if algorithm == "auto" else algorithm
             found.setdefault((route.winograd, route.epilogue), (name, route))
-        elif not found or not _stock_crashes(spec, dtype):
+        elif not found or not _stock_crashes(spec, device, dtype):
             found.setdefault(None, ("stock", route))
     routes = dict(found.values())
     direct, around = routes.get("direct"), routes.get("epilogue")
@@ -362,32 +367,29 @@ def _no_gradient(spec, x_shape, weight_shape) -> str | None:
 
 
 def _no_cuda(spec, dtype, x_shape, weight_shape, needs_grad) -> str | None:
-    """A tile of a kernel has to fit into a multiprocessor's shared memory."""
     images = x_shape if len(x_shape) == 4 else (1, *x_shape)
     sizes = [*images, weight_shape[0], *weight_shape[2:]]
     name = str(dtype).removeprefix("torch.")
+    around = spec.algorithm == "epilogue"
+    passes = EVERY_PASS if around else Epilogue(0)
     served = all(
-        _C.cuda_serves_conv_relu_pool(sizes, spec.geometry(weight_shape, 0, tf32), name, needs_grad)
+        _C.cuda_serves_conv_relu_pool(
+            sizes, spec.geometry(weight_shape, 0, passes, tf32), name, needs_grad
+        )
         for tf32 in (False, True)  # either may be allowed when it runs
     )
-    return None if served else "no CUDA kernel for a filter and pool this large"
-
-
-def _no_epilogue(spec, device, x_shape, weight_shape) -> str | None:
-    if device not in EPILOGUE_DEVICES:
-        return "the epilogue around torch's convolution runs on CUDA only"
-    height, width = spec.conv_size(x_shape, weight_shape)
-    images = x_shape[0] if len(x_shape) == 4 else 1
-    if images * (height + 1) * (width + 1) * max(1, weight_shape[0] // 32) >= 2**30:
+    if served:
+        return None
+    if around:
         return "too many positions for the 32-bit places of the epilogue's kernels"
-    return None
+    return "no CUDA kernel for a filter and pool this large"  # whose tile fits in shared memory
 
 
 def _slower(spec, device, dtype, x_shape, weight_shape, needs_grad) -> str | None:
     """Where stock has been measured faster, or nothing has been measured."""
     if device == "cuda":
         return "not timed on this device yet"
-    if dtype is torch.bfloat16 and _has_matrix_units() and not _stock_crashes(spec, dtype):
+    if dtype is torch.bfloat16 and _has_matrix_units() and not _stock_crashes(spec, device, dtype):
         return "stock is faster in bfloat16 on processors with matrix units"
     filters, channels = weight_shape[0] // spec.groups, weight_shape[1]
     if spec.groups > 1 and filters < 8 and not _is_depthwise(spec, weight_shape):
@@ -418,9 +420,10 @@ def _slower(spec, device, dtype, x_shape, weight_shape, needs_grad) -> str | Non
     return None
 
 
-def _stock_crashes(spec, dtype) -> bool:
+def _stock_crashes(spec, device, dtype) -> bool:
     """Strided bfloat16 gradients in oneDNN with matrix units (torch 2.14.1: SIGILL at tilezero)."""
-    return dtype is torch.bfloat16 and spec.stride != (1, 1) and _has_matrix_units()
+    strided = dtype is torch.bfloat16 and spec.stride != (1, 1)
+    return strided and device == "cpu" and _has_matrix_units()
 
 
 def _is_depthwise(spec, weight_shape) -> bool:

@@ -9,6 +9,7 @@ import itertools
 import statistics
 from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +17,26 @@ RUNS = 20  # of each candidate, after one to warm up
 CPU = torch.device("cpu")
 BUDGET = 0.5  # seconds, after which no further round begins
 CALLS = 5  # that a GPU is given at once
-HEAD_START = 4_000_000  # its cycles, about 2 ms, in which the host prepares them
+HEAD_START = 1.5  # times what the host takes to prepare them
+CYCLES = 2e9  # of a GPU in a second, about
+HOST_SHARE = 0.1  # of the host's time that counts beside a GPU's, with which most of it overlaps
+MOST_HOST = 1.2  # times stock's, of a candidate that may win on a GPU
+
+
+class Seconds(NamedTuple):
+    """What a run takes of the host, to the end on a CPU, to the launches on a GPU; and of that."""
+
+    host: float
+    device: float = 0.0
+
+    def __str__(self):
+        if not self.device:
+            return f"{1e3 * self.host:.3f} ms"
+        return f"{1e3 * self.device:.3f} ms (host: {1e3 * self.host:.3f})"
+
+    @property
+    def cost(self):
+        return self.device + HOST_SHARE * self.host if self.device else self.host
 
 
 def possible(*tensors) -> bool:
@@ -34,7 +54,7 @@ def possible(*tensors) -> bool:
     )
 
 
-def times(candidates, tensors) -> dict[str, float]:
+def times(candidates, tensors) -> dict[str, Seconds]:
     """Seconds that ``candidate(*tensors)`` takes, with the gradients that the tensors require.
 
     Args:
@@ -43,7 +63,7 @@ def times(candidates, tensors) -> dict[str, float]:
             caller's graph: neither ``.grad`` nor torch's random state is touched.
 
     Returns:
-        Seconds by name, fastest first.
+        Seconds by name, the best first, see :func:`medians`.
     """
     grad = torch.is_grad_enabled()
     aliases = [
@@ -64,13 +84,16 @@ def times(candidates, tensors) -> dict[str, float]:
         return medians({name: partial(step, run) for name, run in candidates.items()}, device)
 
 
-def medians(candidates, device=CPU) -> dict[str, float]:
-    """Median seconds of callables without arguments, by name, fastest first.
+def medians(candidates, device=CPU) -> dict[str, Seconds]:
+    """Median seconds of callables without arguments, by name, the best first.
 
     They take turns, in every order, so that whatever else the machine does hits all alike, and none
     always finds the caches as the same other one leaves them. Where the first round uses up the
-    budget, that round is what counts; otherwise it only warms up. On CUDA what counts is the time
-    of the host and that of the device, see :func:`_host_and_device`.
+    budget, that round is what counts; otherwise it only warms up.
+
+    On a GPU the device's time decides, but for a share of the host's, among those that take no more
+    of the host than ``"stock"``, if there is that, nor of the device: whether a program waits for
+    the one or for the other is not known here, and neither may it lose by the choice.
     """
     run_time = partial(_host_and_device, device=device) if device.type == "cuda" else _host
     seconds = {name: [] for name in candidates}
@@ -81,33 +104,38 @@ def medians(candidates, device=CPU) -> dict[str, float]:
             seconds[name].append(run_time(run))
         if perf_counter() >= end:
             break
-    found = {name: statistics.median(runs[1:] or runs) for name, runs in seconds.items()}
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    found = {
+        name: Seconds(*map(statistics.median, zip(*(runs[1:] or runs), strict=True)))
+        for name, runs in seconds.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: (_loses(item[1], found), item[1].cost)))
 
 
-def _host(run) -> float:
+def _loses(to: Seconds, found) -> bool:
+    """Whether stock is faster on one side of a GPU, be it by so much that it is no chance."""
+    stock = found.get("stock", to)
+    return bool(to.device) and (to.host > MOST_HOST * stock.host or to.device > stock.device)
+
+
+def _host(run) -> Seconds:
     start = perf_counter()
     run()
-    return perf_counter() - start
+    return Seconds(perf_counter() - start)
 
 
-def _host_and_device(run, device) -> float:
-    """Seconds that the host takes to launch a run, and the device to do it, added up.
-
-    Whether a program waits for the one or for the other is not known here. Of two candidates, the
-    one with the smaller sum may lose on one side only less than it gains on the other. The device
-    is kept busy until it has been given several runs, so that its own time has no gaps in which it
-    waits for the host.
-    """
+def _host_and_device(run, device) -> Seconds:
+    """The device sleeps until it has been given several runs, so that its own time has no gaps in
+    which it waits for the host."""
     with torch.cuda.device(device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        torch.cuda._sleep(HEAD_START)
+        ahead = HEAD_START * CALLS * _host(run).host
+        torch.cuda._sleep(int(CYCLES * ahead))
         start.record()
-        host = _host(lambda: [run() for _ in range(CALLS)])
+        host = _host(lambda: [run() for _ in range(CALLS)]).host
         end.record()
         end.synchronize()
-    return (host + start.elapsed_time(end) / 1e3) / CALLS
+    return Seconds(host / CALLS, start.elapsed_time(end) / 1e3 / CALLS)
 
 
 def _no_hooks():

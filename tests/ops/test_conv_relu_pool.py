@@ -468,7 +468,7 @@ def test_errors_of_its_own():
 def test_operator_guards_itself(device):
     """torch.ops.imgfast.conv_relu_pool may be called directly, with anything."""
     x, weight, bias = make(1, 3, 8, 8, 8, 3, 3, device=device)
-    geometry = [1, 1, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0, 1, 0, 0]
+    geometry = [1, 1, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0, 1, 0, 0, 0]
     call = torch.ops.imgfast.conv_relu_pool
     assert torch.equal(call(x, weight, bias, geometry, False)[0], stock(x, weight, bias))
     for arguments, text in (
@@ -480,12 +480,12 @@ def test_operator_guards_itself(device):
     ):
         with pytest.raises(RuntimeError, match=text):
             call(*arguments, geometry, False)
-    for place in (*range(17), 19):  # 17, 18 and 20 are flags
+    for place in (*range(17), 19, 20):  # 17, 18 and 21 are flags
         broken = copy.copy(geometry)
         broken[place] = -3
         with pytest.raises(RuntimeError, match="conv_relu_pool"):
             call(x, weight, bias, broken, False)
-    with pytest.raises(RuntimeError, match="geometry must have 21 numbers"):
+    with pytest.raises(RuntimeError, match="geometry must have 22 numbers"):
         call(x, weight, bias, geometry[:-1], False)
 
 

@@ -71,7 +71,10 @@ def test_float64_is_stocks():
 
 
 def test_what_no_kernel_serves_is_stocks(monkeypatch):
-    monkeypatch.setattr(route, "_no_cuda", lambda *_: "no CUDA kernel for this")
+    def no_direct_kernel(spec, *_):
+        return None if spec.algorithm == "epilogue" else "no CUDA kernel for this"
+
+    monkeypatch.setattr(route, "_no_cuda", no_direct_kernel)
     assert list(route.candidates(*facts())) == ["epilogue", "stock"]
     with pytest.raises(RuntimeError, match="no CUDA kernel for this"):
         route.choose(*facts(algorithm="direct"))
@@ -86,11 +89,14 @@ def test_tf32_is_as_torch_allows_it():
 @pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA kernels")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_library_says_what_it_serves(gradients):
-    def served(height, **options):
-        geometry = route.spec_of(*_bind(**options)).geometry((8, 8, 2, 2))
+    def served(height, passes=0, **options):
+        geometry = route.spec_of(*_bind(**options)).geometry((8, 8, 2, 2), epilogue=passes)
         return _C.cuda_serves_conv_relu_pool(
             [1, 8, height, height, 8, 2, 2], geometry, "float32", gradients
         )
 
     assert served(16)
-    assert not served(900, dilation=400, pool_size=(8, 16))
+    large = {"dilation": 400, "pool_size": (8, 16)}
+    assert not served(900, **large)
+    assert served(900, passes=route.EVERY_PASS, **large)
+    assert not served(100_000, passes=route.EVERY_PASS)

@@ -28,7 +28,9 @@ class Stopwatch:
         for run in candidates.values():
             run()
         self.timed.append(tuple(candidates))
-        seconds = {name: 0.001 if name == self.winner else 0.002 for name in candidates}
+        seconds = {
+            name: timing.Seconds(0.001 if name == self.winner else 0.002) for name in candidates
+        }
         return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 
@@ -366,7 +368,7 @@ def test_medians(monkeypatch):
         }
     )
     assert list(found) == ["fast", "slow"]
-    assert found == pytest.approx({"fast": 0.002, "slow": 0.004})
+    assert found["fast"] == pytest.approx((0.002, 0)) and found["slow"] == pytest.approx((0.004, 0))
     assert clock.order == ["slow", "fast", "fast", "slow"] * 3
 
 
@@ -377,7 +379,8 @@ def test_medians(monkeypatch):
 def test_medians_stop_at_the_budget(seconds, rounds, monkeypatch):
     clock = Clock(monkeypatch)
     candidates = {name: clock.candidate(name, [seconds] * 100) for name in ("a", "b")}
-    assert timing.medians(candidates) == pytest.approx({"a": seconds, "b": seconds})
+    for found in timing.medians(candidates).values():
+        assert found == pytest.approx((seconds, 0))
     assert len(clock.order) == 2 * rounds
 
 
@@ -406,7 +409,7 @@ def test_host_and_device_count(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: Event.asked.append("all"))
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: Event.asked.append("sleep"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: Event.asked.append(cycles))
     monkeypatch.setattr(Event, "asked", [])
     launch = clock.candidate("run", [0.001] * 200)
 
@@ -416,9 +419,44 @@ def test_host_and_device_count(monkeypatch):
         Event.asked.append("run")
 
     found = timing.medians({"run": run}, torch.device("cuda"))
-    assert found == pytest.approx({"run": 0.004})
-    one = ["all", "sleep", "record", *["run"] * timing.CALLS, "record", "wait"]
+    assert found["run"] == pytest.approx((0.001, 0.003))
+    assert str(found["run"]) == "3.000 ms (host: 1.000)"
+    sleep = int(timing.CYCLES * timing.HEAD_START * timing.CALLS * 0.001)
+    one = [
+        "all",
+        "run",
+        pytest.approx(sleep, rel=1e-3),
+        "record",
+        *["run"] * timing.CALLS,
+        "record",
+        "wait",
+    ]
     assert Event.asked == one * (1 + timing.RUNS)
+
+
+@pytest.mark.parametrize(
+    ("ours", "first"),
+    [
+        ((1.0, 0.5), "ours"),  # stock takes 1 of the host and 1 of the device
+        ((1.19, 0.5), "ours"),
+        ((1.21, 0.5), "stock"),  # a program that waits for the host would lose
+        ((0.5, 1.01), "stock"),
+        ((0.5, 0.99), "ours"),
+        ((1.05, 0.999), "stock"),  # both sides are as good as equal
+    ],
+)
+def test_what_a_gpu_decides(ours, first, monkeypatch):
+    seconds = {"ours": timing.Seconds(*ours), "stock": timing.Seconds(1.0, 1.0)}
+    monkeypatch.setattr(timing, "_host_and_device", lambda run, device: seconds[run])
+    found = timing.medians({name: name for name in seconds}, torch.device("cuda"))
+    assert next(iter(found)) == first
+
+
+def test_without_stock_a_gpus_time_decides(monkeypatch):
+    seconds = {"a": timing.Seconds(1.0, 1.0), "b": timing.Seconds(3.0, 0.5)}
+    monkeypatch.setattr(timing, "_host_and_device", lambda run, device: seconds[run])
+    found = timing.medians({name: name for name in seconds}, torch.device("cuda"))
+    assert list(found) == ["b", "a"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -427,4 +465,4 @@ def test_a_gpu_is_timed():
     runs = {"large": lambda: large @ large, "small": lambda: small @ small}
     seconds = timing.medians(runs, small.device)
     assert list(seconds) == ["small", "large"]
-    assert seconds["large"] > 2 * 4096**3 / 1e15  # faster than any device multiplies
+    assert seconds["large"].device > 2 * 4096**3 / 1e15  # faster than any device multiplies

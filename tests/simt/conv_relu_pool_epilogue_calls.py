@@ -9,6 +9,7 @@ import simt
 import torch
 from conv_relu_pool_calls import DTYPES, empty_answer
 from conv_relu_pool_gradient_calls import Inputs
+from torch._prims_common import suggest_memory_format
 
 from imgfast.ops.conv_relu_pool_route import Spec, needs_y
 
@@ -24,7 +25,7 @@ def _head(x, weight, geometry):
 
 
 def forward(sums, x, weight, bias, geometry, save_codes, *, module=None, **options):
-    """Of the arguments of torch.ops.imgfast.conv_relu_pool_epilogue: y, codes or None, profile."""
+    """Of the convolution's output and the operator's arguments: y, codes or None, profile."""
     y = empty_answer(x, weight, Spec.of_geometry(geometry))
     n, k, ph, pw = y.shape
     codes = torch.empty((n, ph, pw, k), dtype=torch.uint8) if save_codes else None
@@ -42,7 +43,7 @@ def forward(sums, x, weight, bias, geometry, save_codes, *, module=None, **optio
 
 
 def backward(grad_y, x, weight, y, codes, geometry, *, module=None, **options):
-    """grad_sums and profile, of arguments of torch.ops.imgfast.conv_relu_pool_epilogue_backward."""
+    """The gradient at the convolution's output, of the operator's arguments, and the profile."""
     spec = Spec.of_geometry(geometry)
     y = y if needs_y(spec) else None
     shape = (x.shape[0], weight.shape[0], *spec.conv_size(x.shape, weight.shape))
@@ -61,22 +62,43 @@ def backward(grad_y, x, weight, y, codes, geometry, *, module=None, **options):
     return grad_sums, profile
 
 
-def conv_relu_pool_epilogue(sums, x, weight, bias, geometry, save_codes):
-    """As csrc/cuda/conv_relu_pool_epilogue.cu has it."""
-    bias = None if bias is None else bias.contiguous()
-    y, codes, _ = forward(sums, x, weight, bias, geometry, save_codes, seed=1)
-    return y, x.new_empty(0, dtype=torch.uint8) if codes is None else codes
+def conv_relu_pool(x, weight, bias, geometry, save_codes):
+    """As csrc/cuda/conv_relu_pool_epilogue.cu has it, around torch's convolution on the CPU."""
+    sums = torch.ops.aten.convolution(x, weight, None, *_convolution(geometry))
+    y, codes, _ = forward(
+        sums.contiguous(memory_format=torch.channels_last),
+        x,
+        weight,
+        bias,
+        geometry,
+        save_codes,
+        seed=1,
+    )
+    return y, codes
 
 
-def conv_relu_pool_epilogue_backward(grad_y, x, weight, y, codes, geometry, need_sums, need_bias):
+def conv_relu_pool_backward(grad_y, x, weight, y, codes, geometry, need_x, need_weight, need_bias):
     """As csrc/cuda/conv_relu_pool_epilogue.cu has it."""
-    grad_sums, grad_bias = x.new_empty(0), x.new_empty(0)
-    if need_sums:
+    grads = [None, None, None]
+    if need_x or need_weight:
         grad_sums, _ = backward(grad_y, x, weight, y, codes, geometry, seed=1)
+        needs = [need_x, need_weight, False]
+        grads[:2] = torch.ops.aten.convolution_backward(
+            grad_sums, x, weight, None, *_convolution(geometry), needs
+        )[:2]
+    layouts = suggest_memory_format(x), suggest_memory_format(weight)
+    if need_x:
+        last = torch.channels_last in layouts
+        layout = torch.channels_last if last else torch.contiguous_format
+        grads[0] = grads[0].contiguous(memory_format=layout)
+    if need_weight:
+        grads[1] = grads[1].contiguous(memory_format=layouts[1])
     if need_bias:
         given = Inputs(x, weight, None, grad_y, y, codes, Spec.of_geometry(geometry))
-        grad_bias = conv_relu_pool_weight_calls.run(given, need_weight=False, seed=1).bias
-    return grad_sums, grad_bias
+        grads[2] = conv_relu_pool_weight_calls.run(given, need_weight=False, seed=1).bias
+    return grads
 
 
-OPERATORS = (conv_relu_pool_epilogue, conv_relu_pool_epilogue_backward)
+def _convolution(geometry):
+    """The arguments of torch's convolution behind its bias."""
+    return geometry[0:2], geometry[2:4], geometry[4:6], False, (0, 0), geometry[6]

@@ -7,7 +7,8 @@ import simt
 import torch
 import torch.nn.functional as F
 
-STAGED, WARP, BLOCK, PLANES, WIDE_PLANES = range(5)  # CrossEntropyKernel
+STAGED, QUARTER_WARP, HALF_WARP, WARP, BLOCK, PLANES, WIDE_PLANES = range(7)  # CrossEntropyKernel
+NAMES = ("staged", "quarter", "half", "warp", "block", "planes", "wide")  # of these
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # DType
 NO_VIEW = (None, 0, 0, 0)

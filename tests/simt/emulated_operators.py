@@ -5,34 +5,50 @@ import contextlib
 import warnings
 
 import conv_relu_pool_calls
-import conv_relu_pool_epilogue_calls
+import conv_relu_pool_epilogue_calls as around_torch
 import conv_relu_pool_input_calls
 import conv_relu_pool_weight_calls
 import cross_entropy_calls
 import torch
 from conv_relu_pool_gradient_calls import Inputs
 
-from imgfast.ops.conv_relu_pool_route import Spec
+from imgfast.ops.conv_relu_pool_route import Epilogue, Spec
 
 MODULES = (
     cross_entropy_calls,
     conv_relu_pool_calls,
-    conv_relu_pool_epilogue_calls,
+    around_torch,
     conv_relu_pool_input_calls,
     conv_relu_pool_weight_calls,
 )
 
 
+EPILOGUE = -2  # its place in the geometry
+
+
 def conv_relu_pool(x, weight, bias, geometry, save_codes):
     """As csrc/cuda/conv_relu_pool.cu has it."""
     bias = None if bias is None else bias.contiguous()
-    answer = conv_relu_pool_calls.forward(x, weight, bias, geometry, save_codes, seed=1)
-    _check_served(answer.plan)
-    return answer.y, x.new_empty(0, dtype=torch.uint8) if answer.codes is None else answer.codes
+    if geometry[EPILOGUE] & Epilogue.FORWARD:
+        y, codes = around_torch.conv_relu_pool(x, weight, bias, geometry, save_codes)
+    else:
+        answer = conv_relu_pool_calls.forward(x, weight, bias, geometry, save_codes, seed=1)
+        _check_served(answer.plan)
+        y, codes = answer.y, answer.codes
+    return y, x.new_empty(0, dtype=torch.uint8) if codes is None else codes
 
 
 def conv_relu_pool_backward(grad_y, x, weight, y, codes, geometry, need_x, need_weight, need_bias):
     """As csrc/cuda/conv_relu_pool_backward.cu has it."""
+    needs = need_x, need_weight, need_bias
+    if geometry[EPILOGUE] & Epilogue.BACKWARD:
+        grads = around_torch.conv_relu_pool_backward(grad_y, x, weight, y, codes, geometry, *needs)
+    else:
+        grads = _direct_backward(grad_y, x, weight, y, codes, geometry, *needs)
+    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _direct_backward(grad_y, x, weight, y, codes, geometry, need_x, need_weight, need_bias):
     spec, tf32 = Spec.of_geometry(geometry), bool(geometry[-1])
     given = Inputs(x, weight, None, grad_y, y, codes, spec)
     grads = [None, None, None]
@@ -45,7 +61,7 @@ def conv_relu_pool_backward(grad_y, x, weight, y, codes, geometry, need_x, need_
         answer = conv_relu_pool_weight_calls.run(given, tf32=tf32, seed=1, **needs)
         _check_served(answer.plan)
         grads[1:] = answer.weight, answer.bias
-    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+    return grads
 
 
 def _check_served(plan):
@@ -55,7 +71,6 @@ def _check_served(plan):
 
 OPERATORS = (
     *cross_entropy_calls.OPERATORS,
-    *conv_relu_pool_epilogue_calls.OPERATORS,
     conv_relu_pool,
     conv_relu_pool_backward,
 )

@@ -1,6 +1,6 @@
 """The CUDA kernels of cross_entropy, executed by the emulator, against float64.
 
-Every kernel and template instance: five ways to share out rows, three dtypes, three kinds of
+Every kernel and template instance: seven ways to share out rows, three dtypes, three kinds of
 targets, forward, both in one pass, and backward.
 """
 
@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from cross_entropy_calls import (
     BLOCK,
+    HALF_WARP,
+    NAMES,
     PLANES,
+    QUARTER_WARP,
     STAGED,
     WARP,
     WIDE_PLANES,
@@ -27,13 +30,15 @@ EPS = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # o
 IGNORED = -100
 
 # Rows and classes of each kernel: around what a thread, a warp or a block takes at once (a vector
-# is 4 or 8 classes, a warp's batch 1024 classes, a block's 8192), odd and prime, so that rows begin
-# anywhere. Positions are the last dimension.
+# is 4 or 8 classes; batches are 256 classes of a quarter of a warp, 512, 1024, and 8192 of a
+# block), odd and prime, so that rows begin anywhere. Positions are the last dimension.
 SHAPES = {
     STAGED: [
         *[(1, 1, 1), (31, 2, 1), (33, 7, 1), (130, 10, 1), (32, 64, 1), (29, 37, 1)],
         (33, 65, 1),  # of many rows
     ],
+    QUARTER_WARP: [(3, 3, 1), (5, 65, 1), (9, 37, 1), (2, 256, 1), (17, 101, 1), (3, 267, 1)],
+    HALF_WARP: [(3, 3, 1), (5, 65, 1), (9, 257, 1), (2, 512, 1), (3, 523, 1)],
     WARP: [(3, 3, 1), (5, 65, 1), (2, 255, 1), (1, 1024, 1), (2, 1025, 1), (3, 1031, 1)],
     BLOCK: [(2, 5, 1), (2, 1023, 1), (1, 2049, 1), (1, 8192, 1), (1, 8209, 1)],
     PLANES: [(1, 1, 3), (2, 7, 65), (1, 8, 127), (3, 9, 5), (1, 19, 129)],
@@ -125,7 +130,7 @@ def test_a_thread_adds_many_classes_exactly(kernel):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", SHAPES, ids=["staged", "warp", "block", "planes", "wide"])
+@pytest.mark.parametrize("kernel", SHAPES, ids=NAMES.__getitem__)
 def test_instances(module, kernel, dtype, kind):
     reductions = ["mean", "none", "sum"]
     for i, shape in enumerate(SHAPES[kernel]):
@@ -148,17 +153,17 @@ def strided(x, order, pad=0, offset=0):
 
 # Where the classes lie, and from which element of a 16-byte vector on: all kernels, as chosen.
 LAYOUTS = {
-    "rows": ((6, 70, 1), (0, 2, 1), 0, 0, WARP),
-    "rows, misaligned": ((6, 70, 1), (0, 2, 1), 0, 1, WARP),
+    "rows": ((6, 70, 1), (0, 2, 1), 0, 0, QUARTER_WARP),
+    "rows, misaligned": ((6, 70, 1), (0, 2, 1), 0, 1, QUARTER_WARP),
     "few classes": ((40, 10, 1), (0, 2, 1), 0, 0, STAGED),
     "few classes, misaligned": ((40, 10, 1), (0, 2, 1), 0, 3, STAGED),
-    "few classes of many": ((9, 10, 1), (0, 2, 1), 5, 0, WARP),
+    "few classes of many": ((9, 10, 1), (0, 2, 1), 5, 0, QUARTER_WARP),
     "NCHW": ((2, 5, 24), (0, 1, 2), 0, 0, WIDE_PLANES),
     "NCHW, odd": ((2, 5, 9), (0, 1, 2), 0, 0, PLANES),
     "NCHW, padded": ((2, 5, 8), (0, 1, 2), 3, 0, PLANES),
     "NCHW, misaligned": ((2, 5, 8), (0, 1, 2), 0, 1, PLANES),
     "channels_last": ((2, 10, 12), (0, 2, 1), 0, 0, STAGED),
-    "channels_last, padded": ((2, 10, 12), (0, 2, 1), 2, 1, WARP),
+    "channels_last, padded": ((2, 10, 12), (0, 2, 1), 2, 1, QUARTER_WARP),
     "classes first": ((5, 6, 7), (1, 0, 2), 0, 0, PLANES),
     "samples last": ((4, 6, 7), (2, 1, 0), 0, 0, PLANES),
 }
@@ -181,13 +186,15 @@ def test_layouts(module, layout, dtype):
 @pytest.mark.parametrize(
     ("rows", "C", "kernel", "parts"),
     [
+        (2, 256, QUARTER_WARP, 1),
+        (2, 257, HALF_WARP, 1),
+        (2, 513, WARP, 1),
         (2, 1024, WARP, 1),
         (2, 1025, BLOCK, 1),
         (2, 8193, BLOCK, 2),
-        (8191, 65, WARP, 1),
-        (8192, 65, STAGED, 1),
-        (8192, 128, STAGED, 1),
-        (8192, 129, WARP, 1),
+        (8192, 32, STAGED, 1),
+        (8192, 33, STAGED, 1),
+        (8192, 41, QUARTER_WARP, 1),
     ],
 )
 def test_chooser(module, rows, C, kernel, parts):
@@ -210,6 +217,8 @@ def test_rows_in_parts(module, dtype, kind):
     "shape, kernel, parts",
     [
         ((600, 5, 1), STAGED, 1),
+        ((70, 70, 1), QUARTER_WARP, 1),
+        ((37, 70, 1), HALF_WARP, 1),
         ((19, 70, 1), WARP, 1),
         ((5, 1100, 1), BLOCK, 1),
         ((3, 4100, 1), BLOCK, 3),
@@ -225,7 +234,7 @@ def test_blocks_go_on(module, shape, kernel, parts):
             check(module, call, seed=seed, kernel=kernel, parts=parts, max_blocks=2)
 
 
-@pytest.mark.parametrize("kernel", SHAPES, ids=["staged", "warp", "block", "planes", "wide"])
+@pytest.mark.parametrize("kernel", SHAPES, ids=NAMES.__getitem__)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_pairs_and_extras(module, kernel, smoothing):
     shape = SHAPES[kernel][-1]
@@ -246,10 +255,17 @@ def test_pairs_and_extras(module, kernel, smoothing):
     check(module, call, kernel=kernel)
 
 
-ROWS_OF = {STAGED: (8, 6, 1), WARP: (8, 70, 1), BLOCK: (8, 1100, 1), WIDE_PLANES: (1, 6, 8)}
+ROWS_OF = {
+    STAGED: (8, 6, 1),
+    QUARTER_WARP: (8, 69, 1),
+    HALF_WARP: (8, 300, 1),
+    WARP: (8, 600, 1),
+    BLOCK: (8, 1100, 1),
+    WIDE_PLANES: (1, 6, 8),
+}
 
 
-@pytest.mark.parametrize("kernel", ROWS_OF, ids=["staged", "warp", "block", "wide"])
+@pytest.mark.parametrize("kernel", ROWS_OF, ids=NAMES.__getitem__)
 def test_ties(module, kernel):
     shape = ROWS_OF[kernel]
     x = torch.zeros(shape)
@@ -260,7 +276,7 @@ def test_ties(module, kernel):
     assert result.stats[2 * 8 + 4 :].tolist() == [1] * 4 + [0] * 4
 
 
-@pytest.mark.parametrize("kernel", ROWS_OF, ids=["staged", "warp", "block", "wide"])
+@pytest.mark.parametrize("kernel", ROWS_OF, ids=NAMES.__getitem__)
 def test_not_finite(module, kernel):
     """Row by row: infinities away from the target and at it, NaN, nothing but -inf, large logits,
     a NaN that is ignored, +inf."""
@@ -283,7 +299,7 @@ def test_not_finite(module, kernel):
     check(module, Call(x, target, reduction="sum"), kernel=kernel)
 
 
-@pytest.mark.parametrize("kernel", ROWS_OF, ids=["staged", "warp", "block", "wide"])
+@pytest.mark.parametrize("kernel", ROWS_OF, ids=NAMES.__getitem__)
 def test_nothing_counts(module, kernel):
     shape = ROWS_OF[kernel]
     x = make(shape, torch.float32, "index", 0).x
@@ -302,7 +318,7 @@ def test_no_rows(module):
     assert run(module, call._replace(reduction="sum")).loss == 0
 
 
-@pytest.mark.parametrize("kernel", ROWS_OF, ids=["staged", "warp", "block", "wide"])
+@pytest.mark.parametrize("kernel", ROWS_OF, ids=NAMES.__getitem__)
 @pytest.mark.parametrize("y", [-1, 6000])
 def test_target_out_of_range(module, kernel, y):
     call = make(ROWS_OF[kernel], torch.float32, "index", 0)
@@ -374,8 +390,12 @@ def test_tiles(module, chunks, dtype, kind):
 
 # Large enough that what there is of each row is small beside its logits.
 TRAFFIC = {
-    "staged": ((2048, 64, 1), torch.float32),
-    "staged, odd": ((2048, 63, 1), torch.bfloat16),
+    "staged": ((2048, 32, 1), torch.float32),
+    "staged, odd": ((4096, 31, 1), torch.bfloat16),
+    "quarter": ((256, 200, 1), torch.float32),
+    "quarter, odd": ((256, 253, 1), torch.bfloat16),
+    "half": ((128, 500, 1), torch.float32),
+    "half, odd": ((128, 509, 1), torch.float32),
     "warp": ((64, 1000, 1), torch.float32),
     "warp, odd": ((64, 1021, 1), torch.float32),
     "block": ((16, 5000, 1), torch.bfloat16),
@@ -399,8 +419,11 @@ def test_bytes_moved(module, case, kind):
         reads, of_rows = 2 * logits, 2 * 4 * call.rows
 
     def check_ratio(result, fewest):
-        ratio = result.profile.sectors * 32 / fewest
-        assert ratio <= 1.05
+        accesses = result.profile
+        # Beside a short row its target's logit, which the leader reads by itself, is a sector that
+        # weighs; it comes from the cache.
+        sectors = accesses.missed_sectors if call.x.shape[1] < 512 else accesses.sectors
+        assert sectors * 32 <= 1.05 * fewest
 
     forward = run(module, call, profile=True)
     check_ratio(forward, reads + of_rows)

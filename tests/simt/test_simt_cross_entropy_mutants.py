@@ -4,13 +4,19 @@ import pytest
 import simt
 import simt_mutate
 import torch
-from cross_entropy_calls import BLOCK, STAGED, WARP
+from cross_entropy_calls import BLOCK, HALF_WARP, QUARTER_WARP, STAGED, WARP
 from test_simt_cross_entropy import check, make
 
 DEFINES = ("FEW_INSTANCES",)
 
 # Several pieces for every block, which meets each barrier again and again.
-CALLS = [((600, 5, 1), STAGED, 1), ((19, 70, 1), WARP, 1), ((5, 70, 1), BLOCK, 1)]
+CALLS = [
+    ((600, 5, 1), STAGED, 1),
+    ((70, 70, 1), QUARTER_WARP, 1),
+    ((37, 70, 1), HALF_WARP, 1),
+    ((19, 70, 1), WARP, 1),
+    ((5, 70, 1), BLOCK, 1),
+]
 
 
 def exercise(module):
