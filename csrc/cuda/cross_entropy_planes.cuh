@@ -15,13 +15,17 @@ constexpr int kPlaneThreads = 128;
 // Neighbouring rows of a thread, where they can be read at once. More would not fit the registers.
 constexpr int kWideRows = 4;
 
-// Planes that a thread reads at once: 64 bytes with those of probabilities, so that they stay in
-// registers.
+// Blocks that a multiprocessor has room for.
+template <Targets kTargets>
+constexpr int kPlaneBlocks = kTargets == Targets::kIndex ? 5 : 3;
+
+// Planes that a thread reads at once, as many as stay in registers.
 template <class T, Targets kTargets, int kWidth>
 constexpr int kPlanesAtOnce =
-    kWidth == 1
-        ? 8
-        : (kTargets == Targets::kProbability ? 32 : 64) / (kWidth * static_cast<int>(sizeof(T)));
+    kWidth == 1                         ? 8
+    : kTargets == Targets::kIndex       ? 4
+    : kTargets == Targets::kProbability ? 8 / static_cast<int>(sizeof(T))
+                                        : 16 / static_cast<int>(sizeof(T));
 
 // kWidth neighbouring numbers, 16 bytes at a time. Wide ones begin at a 16-byte boundary.
 template <int kWidth, class T>
@@ -191,7 +195,7 @@ struct PlaneRows {
 };
 
 template <class T, Targets kTargets, int kWidth>
-__global__ void __launch_bounds__(kPlaneThreads, 3)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<kTargets>)
     cross_entropy_forward_planes_kernel(CrossEntropyArgs a) {
   RowSums sums{};
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kPlaneThreads * kWidth;
@@ -232,7 +236,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
 }
 
 template <class T, Targets kTargets, int kWidth>
-__global__ void __launch_bounds__(kPlaneThreads, 3)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<kTargets>)
     cross_entropy_backward_planes_kernel(CrossEntropyArgs a) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kPlaneThreads * kWidth;
   for (std::int64_t row =
