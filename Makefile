@@ -6,7 +6,8 @@
 #   make lint | format | bench | sanitize | sanitize-cuda | clean | distclean
 #
 # Each builds what has changed first. Variables: PYTHON (python3), VENV (.venv), CXX (c++),
-# TORCH=torch==2.13.0 (the torch to install), PYTEST_ARGS, IMGFAST_CUDA=0|1, MAX_JOBS.
+# TORCH=torch==2.13.0 (the torch to install), PYTEST_ARGS (-n 0: the tests in one process),
+# IMGFAST_CUDA=0|1, MAX_JOBS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +19,8 @@ endif
 export CXX
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# That share the tests: one a core, each of about 1 GB.
+PROCESSES = -n auto --maxprocesses 8
 BIN := $(abspath $(VENV))/bin
 CPP_FILES = $(shell find csrc tests/cpp tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 LOG := build/build.log
@@ -32,7 +35,7 @@ demo: install
 	$(BIN)/imgfast demo
 
 test: install
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(PROCESSES) $(PYTEST_ARGS)
 
 bench: install
 	$(BIN)/pytest benchmarks --benchmark-only $(PYTEST_ARGS)
@@ -59,7 +62,7 @@ sanitize: install
 	  -DPython3_EXECUTABLE=$(BIN)/python -DIMGFAST_SANITIZE=address,undefined
 	$(BIN)/cmake --build $(SANITIZE) --parallel $$($(BIN)/python build_backend/toolchain.py jobs)
 	ASAN_OPTIONS=detect_leaks=0 $(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
-	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -m "not simt and not cuda" -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
+	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -m "not simt and not cuda" -p no:cacheprovider --capture=sys $(PROCESSES) $(PYTEST_ARGS)
 
 sanitize-cuda: install
 	PYTHON=$(BIN)/python bash .ci/compute_sanitizer $(PYTEST_ARGS)

@@ -2,13 +2,16 @@
 their derivatives then run on these."""
 
 import contextlib
+import functools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import conv_relu_pool_calls
 import conv_relu_pool_epilogue_calls as around_torch
 import conv_relu_pool_input_calls
 import conv_relu_pool_weight_calls
 import cross_entropy_calls
+import toolchain  # build_backend/toolchain.py
 import torch
 from conv_relu_pool_gradient_calls import Inputs
 
@@ -76,11 +79,17 @@ OPERATORS = (
 )
 
 
+@functools.cache
+def _load_all():
+    """Builds what has not been built, a binding a core at once."""
+    with ThreadPoolExecutor(toolchain.usable_cores()) as pool:
+        list(pool.map(lambda calls: calls.kernels(), MODULES))
+
+
 @contextlib.contextmanager
 def installed():
     """In the place of the CPU's own kernels; skips a test where the emulator cannot be built."""
-    for calls in MODULES:
-        calls.kernels()
+    _load_all()
     with torch.library._scoped_library("imgfast", "IMPL") as library:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what is meant: kernels are replaced

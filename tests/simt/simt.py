@@ -13,8 +13,10 @@ from __future__ import annotations
 import ctypes
 import enum
 import mmap
+import os
 import re
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ import simt_build
 
 # Files that only pass an access on: a report names the line that called them.
 WRAPPERS = ("platform.cuh", "ptx.cuh")
+LEFT_OUT = "SIMT_LEFT_OUT"  # of the environment: the number of a mutant, see simt_mutate.py
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class Module:
     """A binding's library. One run at a time: the emulated machine is one."""
 
     _stacks: int | None = None  # of the threads, the same for all modules
+    _one_at_a_time = threading.Lock()
 
     def __init__(self, path: Path):
         self.path = path
@@ -182,8 +186,10 @@ class Module:
         for name in ("simt_access_count", "simt_thread_count"):
             getattr(self._library, name).restype = ctypes.c_uint64
         self._library.simt_share_stacks.restype = ctypes.c_void_p
-        Module._stacks = self._library.simt_share_stacks(ctypes.c_void_p(Module._stacks))
+        with Module._one_at_a_time:
+            Module._stacks = self._library.simt_share_stacks(ctypes.c_void_p(Module._stacks))
         self._places: dict[str, tuple[str, int]] = {}
+        self.left_out = int(os.environ.get(LEFT_OUT, 0))  # a synchronisation point of a mutant
 
     def run(self, function: str, *arguments: Any, profile: bool = False, **options: int) -> Profile:
         """Calls a binding and raises Error if its kernels did anything wrong.
@@ -201,7 +207,8 @@ class Module:
         """
         library = self._library
         library.simt_reset()
-        for name, value in {**options, "profile": int(profile)}.items():
+        options |= {"profile": int(profile), "left_out": self.left_out}
+        for name, value in options.items():
             if not library.simt_set_option(name.encode(), ctypes.c_longlong(value)):
                 raise TypeError(f"simt: there is no option {name!r}")
         buffers = {i: b for i, a in enumerate(arguments) if (b := _as_buffer(a)) is not None}

@@ -5,6 +5,8 @@ Libraries lie in build/simt/ under the hash of all that they are made of: nothin
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -12,7 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import toolchain  # build_backend/toolchain.py
@@ -136,10 +138,20 @@ def _compile(command: Sequence[object], source: Path, name: str) -> Path:
     """The object file of a source."""
     compiled = BUILD / f"{name}.o"
     if not compiled.exists():
-        partial = compiled.with_suffix(f".{os.getpid()}.o")
-        _run([*command, "-c", "-o", partial, source])
-        partial.replace(compiled)  # at once: other processes may build the same
+        with _one_at_a_time(compiled.with_suffix(".lock")):
+            if not compiled.exists():
+                partial = compiled.with_suffix(f".{os.getpid()}.o")
+                _run([*command, "-c", "-o", partial, source])
+                partial.replace(compiled)  # at once: one that is killed leaves none by this name
     return compiled
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Processes that share the tests need the same libraries at the same time."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _headers(folder: Path) -> list[Path]:

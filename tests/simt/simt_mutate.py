@@ -4,10 +4,13 @@ From a test, with a check that runs the kernels of a module::
 
     assert simt_mutate.survivors("cuda/cross_entropy.cuh", "cross_entropy", check) == []
 
-From the command line, with the tests themselves; every mutant is built again, so name few of them::
+From the command line, with the tests themselves::
 
     PYTHONPATH=tests/simt:build_backend python -m simt_mutate cuda/cross_entropy.cuh \\
         tests/simt/test_simt_cross_entropy.py -k small
+
+Each point is made to ask the emulator whether it is left out, so that all mutants of a file are
+built at once.
 """
 
 from __future__ import annotations
@@ -25,14 +28,22 @@ from pathlib import Path
 import simt
 import simt_build
 
-# What is deleted, and what is left in its place: a barrier that votes leaves its operand.
-SYNCHRONISATION = (
-    (re.compile(r"\b__syncthreads\(\);"), ";"),
-    (re.compile(r"\b__syncthreads_(?:and|or|count)\("), "static_cast<int>("),
-    (re.compile(r"\b__syncwarp\([^()]*\);"), ";"),
-    (re.compile(r"\b__threadfence\(\);"), ";"),
-    (re.compile(r"\bcp_async_wait<[^<>;]+>\(\);"), ";"),
-    (re.compile(r"\bcp_async_commit\(\);"), ";"),
+UNLESS = "{{ if (!simt::is_left_out({})) {} }}"
+VOTE = "(simt::is_left_out({{}}) ? simt::without_vote : simt::with_vote<simt::Vote::{}>)("
+
+# What is a point, and what asks before it, of its number and of its text.
+SYNCHRONISATION = tuple(
+    (re.compile(pattern), asking)
+    for pattern, asking in (
+        (r"\b__syncthreads\(\);", UNLESS),
+        (r"\b__syncthreads_and\(", VOTE.format("kAnd")),
+        (r"\b__syncthreads_or\(", VOTE.format("kOr")),
+        (r"\b__syncthreads_count\(", VOTE.format("kCount")),
+        (r"\b__syncwarp\([^()]*\);", UNLESS),
+        (r"\b__threadfence\(\);", UNLESS),
+        (r"\bcp_async_wait<[^<>;]+>\(\);", UNLESS),
+        (r"\bcp_async_commit\(\);", UNLESS),
+    )
 )
 
 
@@ -41,7 +52,7 @@ class Mutant:
     file: str  # as kernel files include it, e.g. "cuda/cross_entropy.cuh"
     line: int
     deleted: str
-    text: str  # the whole file without it
+    number: int  # in the file, from 1 on
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} without {self.deleted}"
@@ -49,15 +60,7 @@ class Mutant:
 
 def mutants(file: str) -> list[Mutant]:
     """One for each synchronisation point of a kernel file, in the order of its lines."""
-    text = _find(file).read_text(encoding="utf-8")
-    code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment.group()), text)
-    found = []
-    for pattern, left in SYNCHRONISATION:
-        for point in pattern.finditer(code):
-            mutated = text[: point.start()] + left + text[point.end() :]
-            line = code.count("\n", 0, point.start()) + 1
-            found.append(Mutant(file, line, point.group(), mutated))
-    return sorted(found, key=lambda mutant: mutant.line)
+    return [mutant for mutant, *_ in _points(file)]
 
 
 def survivors(
@@ -72,19 +75,38 @@ def survivors(
         file: the kernel file as it is included, e.g. ``"cuda/cross_entropy.cuh"``.
         binding: the binding whose kernels include it.
         check: runs kernels of the module and compares; simt.Error and AssertionError kill a mutant.
+            It must pass where nothing is left out.
         defines: macros for the build.
     """
     source = simt_build.BINDINGS / f"{binding}.cpp"
-    alive = []
-    for mutant in mutants(file):
-        with _overlay(mutant) as folder:
-            module = simt.Module(simt_build.build(source, defines, folder))
-            try:
-                check(module)
-            except AssertionError:  # of which simt.Error is one
-                continue
-        alive.append(mutant)
-    return alive
+    with _overlay(file) as folder:
+        module = simt.Module(simt_build.build(source, defines, folder))
+    check(module)
+    return [mutant for mutant in mutants(file) if _survives(mutant, module, check)]
+
+
+def _survives(mutant: Mutant, module: simt.Module, check: Callable[[simt.Module], object]) -> bool:
+    module.left_out = mutant.number
+    try:
+        check(module)
+    except AssertionError:  # of which simt.Error is one
+        return False
+    return True
+
+
+def _points(file: str) -> list[tuple[Mutant, int, int, str]]:
+    """Each with where its text begins and ends, and what asks."""
+    text = _find(file).read_text(encoding="utf-8")
+    code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment.group()), text)
+    places = [
+        (*point.span(), point.group(), asking)
+        for pattern, asking in SYNCHRONISATION
+        for point in pattern.finditer(code)
+    ]
+    return [
+        (Mutant(file, code.count("\n", 0, start) + 1, deleted, number), start, end, asking)
+        for number, (start, end, deleted, asking) in enumerate(sorted(places), 1)
+    ]
 
 
 def _find(file: str) -> Path:
@@ -92,12 +114,15 @@ def _find(file: str) -> Path:
 
 
 @contextmanager
-def _overlay(mutant: Mutant) -> Iterator[Path]:
-    """A folder that stands before the kernels' own and holds the mutant alone."""
+def _overlay(file: str) -> Iterator[Path]:
+    """A folder that stands before the kernels' own and holds the file, the points of which ask."""
+    text = _find(file).read_text(encoding="utf-8")
+    for mutant, start, end, asking in reversed(_points(file)):
+        text = text[:start] + asking.format(mutant.number, text[start:end]) + text[end:]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / mutant.file
+        path = Path(folder) / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(mutant.text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         yield Path(folder)
 
 
@@ -112,8 +137,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     alive = 0
     for mutant in mutants(file):
-        with _overlay(mutant) as folder:
-            environment = {**os.environ, simt_build.OVERLAY: str(folder)}
+        with _overlay(file) as folder:
+            asked = {simt_build.OVERLAY: str(folder), simt.LEFT_OUT: str(mutant.number)}
+            environment = {**os.environ, **asked}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode not in (0, 1):  # 1: tests failed; others: there was nothing to run
             print(done.stdout + done.stderr)

@@ -63,4 +63,4 @@ def test_whole_sectors_are_moved(dtype, rows, cols):
     accesses = profile.select(space="global")
     fewest = 2 * x.numel() * x.element_size()
     assert 32 * accesses.missed_sectors <= 1.01 * fewest
-    assert 32 * accesses.sectors <= 1.1 * fewest  # where a line begins in the middle of one
+    assert 32 * accesses.sectors <= 1.25 * fewest  # where a line begins in the middle of one

@@ -32,7 +32,8 @@ SIMT_EXPORT bool simt_set_option(const char* name, long long value) {
   } options[] = {{"seed", machine.options.seed},
                  {"preempt", machine.options.preempt},
                  {"profile", machine.options.profile},
-                 {"limit", machine.options.limit}};
+                 {"limit", machine.options.limit},
+                 {"left_out", machine.options.left_out}};
   for (const auto& option : options) {
     if (std::strcmp(option.name, name) != 0) continue;
     option.value = value;

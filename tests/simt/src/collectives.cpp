@@ -17,6 +17,8 @@ std::string lane_name(unsigned lane) { return "lane " + std::to_string(lane); }
 
 }  // namespace
 
+bool is_left_out(int number) { return machine.options.left_out == number; }
+
 // --- barriers of a block -------------------------------------------------------------------------
 
 int barrier(Vote vote, int predicate, const char* file, int line) {

@@ -21,6 +21,7 @@ struct Options {
   long long preempt = 0;        // n: also switch threads at one access in n, about
   long long profile = 0;        // count sectors and bank passes
   long long limit = 500000000;  // accesses of a launch, after which it is taken for endless
+  long long left_out = 0;       // the number of a mutant's synchronisation point
 };
 
 // A copy from global to shared memory that this thread has not waited for.

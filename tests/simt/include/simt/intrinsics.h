@@ -18,6 +18,14 @@ std::uint64_t shuffle(Shuffle kind, unsigned mask, std::uint64_t value, int oper
                       const char* file, int line);
 unsigned ballot(unsigned mask, bool predicate, const char* file, int line);
 void touch_atomic(void* p, int bytes);
+// For mutants, see simt_mutate.py: whether synchronisation point `number` is left out now, and what
+// votes, or does not.
+bool is_left_out(int number);
+inline int without_vote(int predicate) { return predicate; }
+template <Vote vote>
+int with_vote(int predicate) {
+  return barrier(vote, predicate, "a mutant", 0);
+}
 [[noreturn]] void fail(const char* what, const char* file, int line);
 
 template <class T>
