@@ -83,7 +83,8 @@ def conv_relu_pool(
           values that are equal but for rounding, any may be the maximum. An infinity or NaN reaches
           the outputs beside it, within 6 dilations of its row and column, that share its tile.
         - On CUDA each new configuration is timed as under ``imgfast.benchmark``, also with torch's
-          convolution between kernels of ours, forward, backward or both; what may not be timed is
+          convolution between kernels of ours, forward, backward or both; the device's time decides,
+          among the ways that take not much more of the host than stock. What may not be timed is
           stock's until it has been. float32 factors are rounded to tf32 where
           ``torch.backends.cudnn`` allows it.
         - ``imgfast.benchmark = True``, like ``torch.backends.cudnn.benchmark``: for each new
