@@ -17,7 +17,7 @@ constexpr int kWideRows = 4;
 
 // Blocks that a multiprocessor has room for.
 template <Targets kTargets>
-constexpr int kPlaneBlocks = kTargets == Targets::kIndex ? 5 : 3;
+constexpr int kPlaneBlocks = kTargets == Targets::kIndex ? 4 : 3;
 
 // Planes that a thread reads at once, as many as stay in registers.
 template <class T, Targets kTargets, int kWidth>

@@ -28,6 +28,10 @@ from imgfast.ops.conv_relu_pool_costs import Winograd
 DEVICES = ("cpu", "simt", "cuda")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--one-in", type=int, default=1, help="of each test's cases, so few")
+
+
 def pytest_generate_tests(metafunc):
     """A test with a ``device`` runs on those of its mark, or on all."""
     if "device" in metafunc.fixturenames:
@@ -39,27 +43,27 @@ def pytest_generate_tests(metafunc):
 
 def pytest_collection_modifyitems(config, items):
     """Leaves out cases that cannot be, or are too many, instead of skipping thousands."""
-    seen = Counter()
-    taken = [item for item in items if _is_taken(item, seen)]
+    seen, one_in = Counter(), config.getoption("one_in", 1)
+    taken = [item for item in items if _is_taken(item, seen, one_in)]
     if len(taken) < len(items):
         kept = set(taken)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = taken
 
 
-def _is_taken(item, seen):
+def _is_taken(item, seen, one_in):
     params = item.callspec.params if hasattr(item, "callspec") else {}
     name = params.get("device", "cpu")
-    if name == "cpu":
-        return True
-    if any(value is torch.float64 for value in params.values()):
+    if name != "cpu" and any(value is torch.float64 for value in params.values()):
         return False  # of which CUDA has no kernel
-    case = seen[item.function, name]
-    seen[item.function, name] += 1
+    key = item.nodeid.partition("[")[0], name  # the test
+    case = seen[key]
+    seen[key] += 1
     if name == "cuda":
         return case == 0 or torch.cuda.is_available()  # without, one case says so
     mark = item.get_closest_marker("devices")
-    return case % (mark.kwargs.get("simt_every", 1) if mark else 1) == 0
+    every = mark.kwargs.get("simt_every", 1) if mark and name == "simt" else 1
+    return case % (every * one_in) == 0
 
 
 @pytest.fixture
