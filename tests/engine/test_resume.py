@@ -154,13 +154,19 @@ def test_kill_at_any_moment_and_resume(tmp_path):
         seconds = time.perf_counter() - started
         whole = files(root / "whole")
 
+        def epochs(path):
+            done = path / "metrics.jsonl"
+            return done.read_text().count("\\n") if done.exists() else -1
+
         reached = []
         for number in range(kills):
             path = root / str(number)
-            # A kill in each part of the run, so that few of them see all of it.
-            delay = seconds * (number + dice.random()) / kills
+            # A kill in each part of the run, so that few of them see all of it, however busy the
+            # machine is by now.
             process = trainer(path, False)
-            time.sleep(delay)
+            while epochs(path) < 8 * number // kills - (number == 0):
+                time.sleep(0.001)
+            time.sleep(seconds / 8 * dice.random())
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             for name in ("last", "best"):
@@ -168,8 +174,7 @@ def test_kill_at_any_moment_and_resume(tmp_path):
                     load_checkpoint(path / f"{name}.safetensors")
             if (path / "state.safetensors").exists():
                 training_state._read(path / "state.safetensors")
-            done = path / "metrics.jsonl"
-            reached.append(done.read_text().count("\\n") if done.exists() else -1)
+            reached.append(epochs(path))
             if (path / "config.json").exists():
                 assert os.waitpid(trainer(path, True), 0)[1] == 0
                 assert files(path) == whole, number
