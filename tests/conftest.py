@@ -2,14 +2,15 @@
 
 import os
 
+import toolchain  # build_backend/toolchain.py
+
 # Stock's bfloat16 convolution gradients crash on processors with AMX (torch 2.14.1: SIGILL at
 # tilezero for 4 -> 16 channels, 5x5, stride 3). oneDNN reads this when it is loaded.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 # Processes that share the tests share the cores, too: before torch is loaded.
 if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, toolchain.usable_cores() // processes)))
 
 import pytest
 
