@@ -29,7 +29,9 @@ Tensor empty(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
 
 cpu::View4 view(const Tensor& t) {
   const auto strides = t.strides();
-  return {t.data_ptr(), {strides[0], strides[1], strides[2], strides[3]}};
+  return {t.data_ptr(),
+          {strides[0], strides[1], strides[2], strides[3]},
+          dtype_of(t, "conv_relu_pool", "x")};
 }
 
 // Buffers of the calling thread; each worker has its own for the kernel it runs.
@@ -67,7 +69,7 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
     const int64_t element = weight.element_size();
     const cpu::WeightCache::Key key = {
         reinterpret_cast<int64_t>(args.weight.data),
-        static_cast<int64_t>(args.dtype),
+        static_cast<int64_t>(args.x.dtype),
         p.winograd & kWinogradForward ? p.stride_h : 0,
         args.bias != nullptr,
         p.groups,
@@ -142,7 +144,7 @@ void divide_depthwise(Args& args, int64_t rows, int64_t strip_rows, int64_t halo
   const ConvReLUPoolParams& p = *args.params;
   const int64_t wanted = args.threads > 1 ? cpu::kUnitsPerThread * args.threads : 1;
   const int64_t step_bytes =
-      (p.W + 2 * p.padding_w) * cpu::kFilterStep * (args.dtype == DType::kFloat64 ? 8 : 4);
+      (p.W + 2 * p.padding_w) * cpu::kFilterStep * (args.x.dtype == DType::kFloat64 ? 8 : 4);
   const int64_t steps = ceil_div(p.C, cpu::kFilterStep);
   args.unit_rows = rows;
   // Long runs of memory: many channels of a row where they lie together, many rows where apart.
@@ -188,7 +190,6 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   }
   cpu::ConvForwardArgs args{};
   args.params = &p;
-  args.dtype = dtype_of(x, "conv_relu_pool", "x");
   args.x = view(x);
   args.weight = view(weight);
   args.bias = dense_bias ? dense_bias->data_ptr() : nullptr;
@@ -198,7 +199,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   args.threads = torch::stable::get_num_threads();
   const int choice = kernel_of(p, kWinogradForward);
-  if (choice == 0) divide_direct(args, args.dtype == DType::kFloat64 ? 8 : 4);
+  if (choice == 0) divide_direct(args, args.x.dtype == DType::kFloat64 ? 8 : 4);
   if (choice == 2) {
     const int64_t overlap = (p.pool_h - 1) * p.pool_dilation_h + 1 - p.pool_stride_h;
     divide_depthwise(args, p.PH, p.pool_stride_h * p.stride_h,
@@ -227,7 +228,6 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
       empty_gradients(p, x, weight, need_x, need_weight, need_bias, empty);
   cpu::ConvBackwardArgs args{};
   args.params = &p;
-  args.dtype = dtype_of(x, "conv_relu_pool", "x");
   args.grad_y = view(grad_y);
   if (reads.y) args.y = view(*y);
   args.x = view(x);
@@ -256,7 +256,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     const auto& kernel = kernels.weight[choice];
     const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
     const int64_t slots = std::min(threads, units);
-    const int64_t element = args.dtype == DType::kFloat64 ? 8 : 4;
+    const int64_t element = args.x.dtype == DType::kFloat64 ? 8 : 4;
     const int64_t weight_bytes = need_weight ? slots * kernel.partial_size(args) : 0;
     const int64_t bias_bytes = need_bias ? slots * p.K * element : 0;
     char* partial = static_cast<char*>(shared_buffer.reserve(weight_bytes + bias_bytes));

@@ -82,7 +82,7 @@ struct BackwardInputScratch {
 };
 
 static int64_t conv_backward_input_pack_size(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
     return a.params->groups * BackwardInputPlan<X>(*a.params).group_size() *
            static_cast<int64_t>(sizeof(typename X::T));
@@ -90,7 +90,7 @@ static int64_t conv_backward_input_pack_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t conv_backward_input_scratch(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
     const BackwardInputPlan<X> plan(*a.params);
     return BackwardInputScratch<X>(*a.params, plan, Arena{nullptr}).size;
@@ -99,9 +99,8 @@ static int64_t conv_backward_input_scratch(const ConvBackwardArgs& a) {
 
 // [group][channel block][K][segment][run padded to whole vectors]
 static void conv_backward_input_pack(const ConvBackwardArgs& a) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
     const BackwardInputPlan<X> plan(p);
     const TapRuns<X>& taps = plan.taps;
@@ -114,9 +113,9 @@ static void conv_backward_input_pack(const ConvBackwardArgs& a) {
         for (int64_t k = 0; k < plan.K; k++, out += taps.padded_filter()) {
           for (int64_t r = 0; r < p.R; r++) {
             typename X::T* run = out + (p.dilation_w == 1 ? r : r * p.S) * run_size;
-            copy_matrix<X>(at<const IO>(a.weight, g * plan.K + k, b * taps.block, r, 0),
+            read_matrix<X>(a.weight.dtype, at(a.weight, g * plan.K + k, b * taps.block, r, 0),
                            a.weight.stride[3], a.weight.stride[1], run,
-                           p.dilation_w == 1 ? taps.block : run_size, 1, p.S, channels);
+                           p.dilation_w == 1 ? taps.block : run_size, p.S, channels);
           }
         }
       }
@@ -276,7 +275,7 @@ static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& 
 
 // Writes rows [h0, h1) of grad_x, clipped to [own0, own1), from a strip whose first row is h0; rows
 // beyond the strip are zero, as are columns that no window reaches.
-template <class X, class IO>
+template <class X>
 static void write_rows(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan,
                        const BackwardInputScratch<X>& s, int64_t n, int64_t g, int64_t h0,
                        int64_t h1, int64_t own0, int64_t own1) {
@@ -287,17 +286,16 @@ static void write_rows(const ConvBackwardArgs& a, const BackwardInputPlan<X>& pl
     const int64_t cols = stored ? max_of(0, min_of(p.W, plan.width - p.padding_w)) : 0;
     for (int64_t b = 0; b < taps.blocks; b++) {
       const int64_t channels = min_of(taps.block, plan.C - b * taps.block);
-      IO* to = at<IO>(a.grad_x, n, g * plan.C + b * taps.block, h, 0);
-      const typename X::T* from =
+      const View4 to = view_at(a.grad_x, n, g * plan.C + b * taps.block, h, 0);
+      const typename X::T* row =
           s.strip + b * plan.strip_block() + ((h - h0) * plan.width + p.padding_w) * taps.block;
       if (cols > 0) {
-        copy_matrix<X>(from, taps.block, 1, to, a.grad_x.stride[3], a.grad_x.stride[1], cols,
-                       channels);
+        write_matrix<X>(row, taps.block, to.dtype, to.data, to.stride[3], to.stride[1], cols,
+                        channels);
       }
-      for (int64_t w = cols; w < p.W; w++) {
-        for (int64_t c = 0; c < channels; c++) {
-          X::store(to + w * a.grad_x.stride[3] + c * a.grad_x.stride[1], X::zero(), 1);
-        }
+      const typename X::T zero = 0;
+      for (int64_t c = 0; c < channels && cols < p.W; c++) {
+        write_matrix<X>(&zero, 0, to.dtype, at(to, 0, c, 0, cols), to.stride[3], 1, p.W - cols, 1);
       }
     }
   }
@@ -320,9 +318,8 @@ static void advance_strip(const BackwardInputPlan<X>& plan, typename X::T* strip
 // the same row.
 static void conv_backward_input(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
                                 void* base) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
     const BackwardInputPlan<X> plan(p);
     const TapRuns<X>& taps = plan.taps;
@@ -342,11 +339,11 @@ static void conv_backward_input(const ConvBackwardArgs& a, int64_t row_begin, in
         advance_strip<X>(plan, s.strip, plan.strip_rows);
         for (int64_t ph = start; ph < end;) {
           const int64_t next = min_of(ph + plan.rows, end);
-          s.gradient.template stage<IO>(a, n, g * plan.K, ph, next);
+          s.gradient.stage(a, n, g * plan.K, ph, next);
           add_to_strip(a, plan, s, walk, n, g, ph, next);
           const int64_t h0 = plan.first_row(p, ph),
                         h1 = next < end ? plan.first_row(p, next) : own1;
-          write_rows<X, IO>(a, plan, s, n, g, h0, h1, own0, own1);
+          write_rows<X>(a, plan, s, n, g, h0, h1, own0, own1);
           advance_strip<X>(plan, s.strip, h1 - h0);
           ph = next;
         }

@@ -231,7 +231,7 @@ static void add_bias_gradient_of_lists(const BackwardWeightPlan<X>& plan,
   }
 }
 
-template <class X, class IO>
+template <class X>
 static void add_strip(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
                       const BackwardWeightScratch<X>& s, int64_t n, int64_t g, int64_t ph0,
                       int64_t ph1, typename X::T* weight, typename X::T* bias) {
@@ -241,7 +241,7 @@ static void add_strip(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& pl
   const int64_t k0 = g * plan.K;
   const int64_t p0 = max_of(0, ph0 * p.pool_stride_h - p.pool_padding_h);
   const int64_t p1 = min_of(p.P, (ph1 - 1) * p.pool_stride_h - p.pool_padding_h + plan.span_h);
-  s.gradient.template stage<IO>(a, n, k0, ph0, ph1);
+  s.gradient.stage(a, n, k0, ph0, ph1);
   if (weight || p.pool == Pool::kAvg) {
     const WindowWalk walk(p, p.stride_h * plan.width * taps.block, p.stride_w * taps.block);
     list_by_filter(a, plan, s, walk, n, k0, ph0, ph1, p0);
@@ -257,23 +257,23 @@ static void add_strip(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& pl
   Prefetch ahead{};
   if (a.x.stride[1] == 1 && g == p.groups - 1) {
     const int64_t bytes =
-        plan.rows * p.pool_stride_h * p.stride_h * a.x.stride[2] * static_cast<int64_t>(sizeof(IO));
-    ahead.next = reinterpret_cast<const char*>(
-        at<const IO>(a.x, n, 0, (p1 - 1) * p.stride_h - p.padding_h + (p.R - 1) * p.dilation_h, 0));
+        plan.rows * p.pool_stride_h * p.stride_h * a.x.stride[2] * bytes_of(a.x.dtype);
+    ahead.next = static_cast<const char*>(
+        at(a.x, n, 0, (p1 - 1) * p.stride_h - p.padding_h + (p.R - 1) * p.dilation_h, 0));
     ahead.end = ahead.next + bytes;
     ahead.part = round_up(ceil_div(bytes, taps.blocks * plan.K), 64);
   }
   for (int64_t b = 0; b < taps.blocks; b++) {
     T* strip = s.strip + b * plan.strip_block();
-    stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
-                       min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h,
-                       input_rows, -p.padding_w, plan.width, taps.block, strip);
+    stage_strip<X>(a.x, p.H, p.W, n, g * plan.C + b * taps.block,
+                   min_of(taps.block, plan.C - b * taps.block), p0 * p.stride_h - p.padding_h,
+                   input_rows, -p.padding_w, plan.width, taps.block, strip);
     accumulate_block(p, plan, s, strip, ahead,
                      weight + k0 * plan.filter_size() + b * taps.padded_filter());
   }
 }
 
-template <class X, class IO>
+template <class X>
 static void write_weight(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
                          const typename X::T* sums) {
   const ConvReLUPoolParams& p = *a.params;
@@ -283,9 +283,10 @@ static void write_weight(const ConvBackwardArgs& a, const BackwardWeightPlan<X>&
   for (int64_t k = 0; k < p.K; k++) {
     for (int64_t b = 0; b < taps.blocks; b++, sums += taps.padded_filter()) {
       for (int64_t r = 0; r < p.R; r++) {
-        copy_matrix<X>(sums + (dilated ? r * p.S : r) * run_size, dilated ? run_size : taps.block,
-                       1, at<IO>(a.grad_weight, k, b * taps.block, r, 0), a.grad_weight.stride[3],
-                       a.grad_weight.stride[1], p.S, min_of(taps.block, plan.C - b * taps.block));
+        write_matrix<X>(sums + (dilated ? r * p.S : r) * run_size, dilated ? run_size : taps.block,
+                        a.grad_weight.dtype, at(a.grad_weight, k, b * taps.block, r, 0),
+                        a.grad_weight.stride[3], a.grad_weight.stride[1], p.S,
+                        min_of(taps.block, plan.C - b * taps.block));
       }
     }
   }
@@ -301,7 +302,7 @@ static inline auto with_weight_plan(const ConvReLUPoolParams& p, Function functi
 }
 
 static int64_t conv_backward_weight_partial_size(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
     return with_weight_plan<X>(*a.params, [&](auto plan) {
       return plan.partial_size(*a.params) * static_cast<int64_t>(sizeof(typename X::T));
@@ -310,7 +311,7 @@ static int64_t conv_backward_weight_partial_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     return with_weight_plan<decltype(x)>(*a.params, [&](auto plan) {
       using Scratch = typename decltype(plan)::Scratch;
       return Scratch(*a.params, plan, Arena{nullptr}).size;
@@ -320,9 +321,8 @@ static int64_t conv_backward_weight_scratch(const ConvBackwardArgs& a) {
 
 static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
                                  int64_t slot, void* base) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     using T = typename X::T;
     const ConvReLUPoolParams& p = *a.params;
     with_weight_plan<X>(p, [&](auto plan) {
@@ -335,7 +335,7 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
         const int64_t ph1 = min_of(min_of(ph0 + plan.rows, p.PH), ph0 + row_end - row);
         row += ph1 - ph0;
         for (int64_t g = 0; g < p.groups; g++) {
-          add_strip<X, IO>(a, plan, scratch, n, g, ph0, ph1, weight, bias);
+          add_strip<X>(a, plan, scratch, n, g, ph0, ph1, weight, bias);
         }
       }
     });
@@ -343,17 +343,16 @@ static void conv_backward_weight(const ConvBackwardArgs& a, int64_t row_begin, i
 }
 
 static void conv_backward_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
     with_weight_plan<X>(p, [&](auto plan) {
       auto* sums = static_cast<typename X::T*>(a.partial_weight);
       if (!sums) return;
       add_slots<X>(sums, plan.partial_size(p), slots);
-      write_weight<X, IO>(a, plan, sums);
+      write_weight<X>(a, plan, sums);
     });
-    reduce_bias_gradient<X, IO>(a, slots);
+    reduce_bias_gradient<X>(a, slots);
   });
 }
 

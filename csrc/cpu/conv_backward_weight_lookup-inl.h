@@ -253,13 +253,13 @@ static void stage_index(const ConvBackwardArgs& a, const LookupPlan<X>& plan, in
   }
 }
 
-template <class X, class IO>
+template <class X>
 static void add_strip(const ConvBackwardArgs& a, const LookupPlan<X>& plan,
                       const LookupScratch<X>& s, int64_t n, int64_t g, int64_t ph0, int64_t ph1,
                       typename X::T* weight, typename X::T* bias) {
   using T = typename X::T;
   const ConvReLUPoolParams& p = *a.params;
-  s.gradient.template stage<IO>(a, n, g * plan.K, ph0, ph1);
+  s.gradient.stage(a, n, g * plan.K, ph0, ph1);
   if (bias) {
     add_bias_gradient<X>(s.gradient.grad, (ph1 - ph0) * p.PW, plan.K, plan.K, bias + g * plan.K);
   }
@@ -274,8 +274,8 @@ static void add_strip(const ConvBackwardArgs& a, const LookupPlan<X>& plan,
   const bool planar = a.x.stride[3] == 1 || plan.C == 1;
   const int64_t together = planar ? 1 : plan.C;
   for (int64_t c = 0; c < plan.C; c += together) {
-    stage_strip<X, IO>(a.x, p.H, p.W, n, g * plan.C + c, together, h0, strip_rows, w0, width,
-                       together, s.strip + c * strip_rows * width);
+    stage_strip<X>(a.x, p.H, p.W, n, g * plan.C + c, together, h0, strip_rows, w0, width, together,
+                   s.strip + c * strip_rows * width);
   }
 
   LookupWalk<X> walk;
@@ -315,15 +315,16 @@ static void add_strip(const ConvBackwardArgs& a, const LookupPlan<X>& plan,
   }
 }
 
-template <class X, class IO>
+template <class X>
 static void write_weight(const ConvBackwardArgs& a, const LookupPlan<X>& plan,
                          const typename X::T* sums) {
   const ConvReLUPoolParams& p = *a.params;
   for (int64_t g = 0; g < p.groups; g++) {
     for (int64_t c = 0; c < plan.C; c++) {
       for (int64_t r = 0; r < p.R; r++, sums += p.S * plan.lanes) {
-        copy_matrix<X>(sums, plan.lanes, 1, at<IO>(a.grad_weight, g * plan.K, c, r, 0),
-                       a.grad_weight.stride[3], a.grad_weight.stride[0], p.S, plan.K);
+        write_matrix<X>(sums, plan.lanes, a.grad_weight.dtype,
+                        at(a.grad_weight, g * plan.K, c, r, 0), a.grad_weight.stride[3],
+                        a.grad_weight.stride[0], p.S, plan.K);
       }
     }
   }

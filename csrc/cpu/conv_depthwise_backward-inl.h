@@ -140,7 +140,7 @@ struct DepthwiseInputScratch {
 };
 
 static int64_t depthwise_input_pack_size(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) -> int64_t {
+  return with_compute(a.x.dtype, [&](auto x) -> int64_t {
     using X = decltype(x);
     return round_up(a.params->C, X::kLanes) * a.params->R * a.params->S *
            static_cast<int64_t>(sizeof(typename X::T));
@@ -148,22 +148,21 @@ static int64_t depthwise_input_pack_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t depthwise_input_scratch(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     const DepthwiseInputPlan<decltype(x)> plan(a);
     return DepthwiseInputScratch<decltype(x)>(a, plan, Arena{nullptr}).size;
   });
 }
 
 static int64_t depthwise_input_units(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype,
-                    [&](auto x, auto) { return DepthwiseInputPlan<decltype(x)>(a).units.count; });
+  return with_compute(a.x.dtype,
+                      [&](auto x) { return DepthwiseInputPlan<decltype(x)>(a).units.count; });
 }
 
 // [vector of channels][phase down][phase across][taps, from the last][lanes]
 static void depthwise_input_pack(const ConvBackwardArgs& a) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     using T = typename X::T;
     const ConvReLUPoolParams& p = *a.params;
     const DepthwiseInputPlan<X> plan(a);
@@ -177,10 +176,10 @@ static void depthwise_input_pack(const ConvBackwardArgs& a) {
         for (int64_t j = 0; j < plan.across.count; j++) {
           w = plan.across.phase(j, w.before + w.count);
           const View4 turned = {
-              at<IO>(a.weight, c0, 0, h.last, w.last),
-              {stride[0], 1, -plan.down.tap_step * stride[2], -plan.across.tap_step * stride[3]}};
-          pack_filters<X>(h.count, w.count, turned, static_cast<const IO*>(turned.data), 1,
-                          min_of(X::kLanes, p.C - c0), X::kLanes,
+              at(a.weight, c0, 0, h.last, w.last),
+              {stride[0], 1, -plan.down.tap_step * stride[2], -plan.across.tap_step * stride[3]},
+              a.weight.dtype};
+          pack_filters<X>(h.count, w.count, turned, 1, min_of(X::kLanes, p.C - c0), X::kLanes,
                           block + (h.before * p.S + h.count * w.before) * X::kLanes);
         }
       }
@@ -199,7 +198,7 @@ static void phase_tile(const Reduction& reduction, const typename X::T* in,
 }
 
 // One vector of a unit's channels, its first one c.
-template <class X, class IO>
+template <class X>
 static void input_vector(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>& plan,
                          const DepthwiseInputScratch<X>& s,
                          const typename DepthwiseUnits<X>::Unit& unit, int64_t c) {
@@ -208,7 +207,7 @@ static void input_vector(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>&
   const Phases &down = plan.down, &across = plan.across;
   const int64_t lanes = X::kLanes, valid = min_of(lanes, unit.c0 + unit.channels - c);
   const int64_t step = plan.units.step, row_step = s.gradient.width * step;
-  const bool to_x = writes_to<X, IO>(a.grad_x, lanes, valid);
+  const bool to_x = writes_to<X>(a.grad_x, lanes, valid);
   const int64_t col = to_x ? a.grad_x.stride[3] : lanes;
   const T* weight = static_cast<const T*>(a.packed_weight) + c * p.R * p.S;
   const int64_t p0 = down.first_output(unit.row_begin);
@@ -239,8 +238,8 @@ static void input_vector(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>&
       }
     }
     if (!to_x && (h + 1 - first == plan.row_group || h + 1 == unit.row_end)) {
-      copy_matrix<X>(s.row, lanes, 1, at<IO>(a.grad_x, unit.n, c, first, 0), a.grad_x.stride[3],
-                     a.grad_x.stride[1], (h + 1 - first) * p.W, valid);
+      write_matrix<X>(s.row, lanes, a.grad_x.dtype, at(a.grad_x, unit.n, c, first, 0),
+                      a.grad_x.stride[3], a.grad_x.stride[1], (h + 1 - first) * p.W, valid);
       first = h + 1;
     }
   }
@@ -248,9 +247,8 @@ static void input_vector(const ConvBackwardArgs& a, const DepthwiseInputPlan<X>&
 
 static void depthwise_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_t unit_end,
                             void* base) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     const DepthwiseInputPlan<X> plan(a);
     const DepthwiseInputScratch<X> s(a, plan, Arena{static_cast<char*>(base)});
     plan.down.fill(s.down);
@@ -259,10 +257,10 @@ static void depthwise_input(const ConvBackwardArgs& a, int64_t unit_begin, int64
       const auto unit = plan.units[i];
       const int64_t p0 = plan.down.first_output(unit.row_begin);
       s.gradient.of(unit.channels)
-          .template expand<IO>(a, unit.n, unit.c0, p0, plan.down.end_output(unit.row_end) - p0,
-                               plan.across.first);
+          .expand(a, unit.n, unit.c0, p0, plan.down.end_output(unit.row_end) - p0,
+                  plan.across.first);
       for (int64_t c = 0; c < unit.channels; c += X::kLanes) {
-        input_vector<X, IO>(a, plan, s, unit, unit.c0 + c);
+        input_vector<X>(a, plan, s, unit, unit.c0 + c);
       }
     }
   });
@@ -281,9 +279,8 @@ struct DepthwiseWeightPlan {
     const ConvReLUPoolParams& p = *a.params;
     width = (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     strip_rows = (units.unit_rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
-    const bool widened = a.dtype == DType::kBFloat16 || a.dtype == DType::kFloat16;
-    in_place = !widened && p.padding_h == 0 && p.padding_w == 0 && a.x.stride[1] == 1 &&
-               p.C % X::kLanes == 0;
+    in_place = is_computed_as_stored<X>(a.x.dtype) && p.padding_h == 0 && p.padding_w == 0 &&
+               a.x.stride[1] == 1 && p.C % X::kLanes == 0;
   }
 
   // [vector of channels][R][S][lanes]
@@ -308,7 +305,7 @@ struct DepthwiseWeightScratch {
 };
 
 static int64_t depthwise_weight_partial_size(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
     return DepthwiseWeightPlan<X>::partial_size(*a.params) *
            static_cast<int64_t>(sizeof(typename X::T));
@@ -316,15 +313,15 @@ static int64_t depthwise_weight_partial_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t depthwise_weight_scratch(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     const DepthwiseWeightPlan<decltype(x)> plan(a);
     return DepthwiseWeightScratch<decltype(x)>(a, plan, Arena{nullptr}).size;
   });
 }
 
 static int64_t depthwise_weight_units(const ConvBackwardArgs& a) {
-  return with_dtype(a.dtype,
-                    [&](auto x, auto) { return DepthwiseWeightPlan<decltype(x)>(a).units.count; });
+  return with_compute(a.x.dtype,
+                      [&](auto x) { return DepthwiseWeightPlan<decltype(x)>(a).units.count; });
 }
 
 // Where the terms of a weight gradient lie, in elements.
@@ -401,9 +398,8 @@ static void correlate_taps(const ConvReLUPoolParams& p, const Correlation& c,
 
 static void depthwise_weight(const ConvBackwardArgs& a, int64_t unit_begin, int64_t unit_end,
                              int64_t slot, void* base) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     using T = typename X::T;
     const ConvReLUPoolParams& p = *a.params;
     const DepthwiseWeightPlan<X> plan(a);
@@ -416,7 +412,7 @@ static void depthwise_weight(const ConvBackwardArgs& a, int64_t unit_begin, int6
     for (int64_t i = unit_begin; i < unit_end; i++) {
       const auto unit = plan.units[i];
       const int64_t rows = unit.row_end - unit.row_begin;
-      s.gradient.of(unit.channels).template expand<IO>(a, unit.n, unit.c0, unit.row_begin, rows, 0);
+      s.gradient.of(unit.channels).expand(a, unit.n, unit.c0, unit.row_begin, rows, 0);
       if (bias) {
         add_bias_gradient<X>(s.gradient.strip, rows * p.Q, step, unit.channels, bias + unit.c0);
       }
@@ -426,9 +422,9 @@ static void depthwise_weight(const ConvBackwardArgs& a, int64_t unit_begin, int6
       if (plan.in_place) {
         strip = at<const T>(a.x, unit.n, unit.c0, h0, 0);
       } else {
-        stage_strip<X, IO>(a.x, p.H, p.W, unit.n, unit.c0, unit.channels, h0,
-                           (rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1, -p.padding_w,
-                           plan.width, step, s.strip);
+        stage_strip<X>(a.x, p.H, p.W, unit.n, unit.c0, unit.channels, h0,
+                       (rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1, -p.padding_w,
+                       plan.width, step, s.strip);
       }
       const int64_t row = plan.in_place ? a.x.stride[2] : plan.width * step;
       const int64_t col = plan.in_place ? a.x.stride[3] : step;
@@ -450,9 +446,8 @@ static void depthwise_weight(const ConvBackwardArgs& a, int64_t unit_begin, int6
 }
 
 static void depthwise_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     using T = typename X::T;
     const ConvReLUPoolParams& p = *a.params;
     const int64_t* stride = a.grad_weight.stride;
@@ -460,12 +455,12 @@ static void depthwise_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
       add_slots<X>(sums, DepthwiseWeightPlan<X>::partial_size(p), slots);
       for (int64_t c = 0; c < p.C; c += X::kLanes) {
         for (int64_t r = 0; r < p.R; r++, sums += p.S * X::kLanes) {
-          copy_matrix<X>(sums, X::kLanes, 1, at<IO>(a.grad_weight, c, 0, r, 0), stride[3],
-                         stride[0], p.S, min_of(X::kLanes, p.C - c));
+          write_matrix<X>(sums, X::kLanes, a.grad_weight.dtype, at(a.grad_weight, c, 0, r, 0),
+                          stride[3], stride[0], p.S, min_of(X::kLanes, p.C - c));
         }
       }
     }
-    reduce_bias_gradient<X, IO>(a, slots);
+    reduce_bias_gradient<X>(a, slots);
   });
 }
 

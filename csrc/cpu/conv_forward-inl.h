@@ -61,7 +61,7 @@ struct ForwardPlan {
     const int64_t conv_rows = (min_of(a.unit_rows, p.PH) - 1) * p.pool_stride_h + span_h;
     rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
 
-    widened = a.dtype == DType::kBFloat16 || a.dtype == DType::kFloat16;
+    widened = !is_computed_as_stored<X>(a.x.dtype);
     in_place = !widened && p.padding_h == 0 && p.padding_w == 0 &&
                (a.x.stride[1] == 1 || channels == 1) && (!kDepthwise || K == filters);
     const int64_t col = in_place ? a.x.stride[3] : channels;
@@ -101,7 +101,7 @@ struct ForwardScratch {
 
 template <bool kDepthwise>
 static int64_t conv_forward_pack_size(const ConvForwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
     const ForwardPlan<X, kDepthwise> plan(a);
     return plan.groups * plan.group_size(*a.params) * static_cast<int64_t>(sizeof(typename X::T));
@@ -110,7 +110,7 @@ static int64_t conv_forward_pack_size(const ConvForwardArgs& a) {
 
 template <bool kDepthwise>
 static int64_t conv_forward_scratch(const ConvForwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
     const ForwardPlan<X, kDepthwise> plan(a);
     return ForwardScratch<X, kDepthwise>(*a.params, plan, nullptr).size;
@@ -120,7 +120,7 @@ static int64_t conv_forward_scratch(const ConvForwardArgs& a) {
 // (image, group, part of the pooled rows, part of the filters), the last counted fastest.
 template <bool kDepthwise>
 static int64_t conv_forward_units(const ConvForwardArgs& a) {
-  return with_dtype(a.dtype, [&](auto x, auto) {
+  return with_compute(a.x.dtype, [&](auto x) {
     const ForwardPlan<decltype(x), kDepthwise> plan(a);
     return a.params->N * plan.groups * plan.parts * plan.filter_parts;
   });
@@ -129,9 +129,8 @@ static int64_t conv_forward_units(const ConvForwardArgs& a) {
 // [group][filter block][R][S][C][lanes of the block], then the bias, both padded with zero filters.
 template <bool kDepthwise>
 static void conv_forward_pack(const ConvForwardArgs& a) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
     const ForwardPlan<X, kDepthwise> plan(a);
     for (int64_t g = 0; g < plan.groups; g++) {
@@ -139,12 +138,12 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
       for (int64_t k0 = 0; k0 < plan.filters; k0 += plan.kBlock) {
         const int64_t lanes = min_of(plan.kBlock, plan.filters - k0);
         const int64_t valid = min_of(lanes, plan.K - k0);
-        pack_filters<X>(p.R, p.S, a.weight, at<const IO>(a.weight, g * plan.K + k0, 0, 0, 0),
-                        plan.C, valid, lanes, out);
+        pack_filters<X>(p.R, p.S, view_at(a.weight, g * plan.K + k0, 0, 0, 0), plan.C, valid, lanes,
+                        out);
         out += p.R * p.S * plan.C * lanes;
       }
       fill_zero(out, plan.filters);
-      if (a.bias) copy_into<X>(static_cast<const IO*>(a.bias) + g * plan.K, out, plan.K);
+      pack_bias<X>(a, g * plan.K, plan.K, out);
     }
   });
 }
@@ -208,7 +207,7 @@ static void row_tile(const ForwardPlan<X, kDepthwise>& plan, const typename X::T
 
 // All pooled rows [ph0, ph1) of one block of filters over one strip, whose first row is that of
 // convolution row p0.
-template <class X, class IO, int NV, bool kDepthwise>
+template <class X, int NV, bool kDepthwise>
 static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X, kDepthwise>& plan,
                           const ForwardScratch<X, kDepthwise>& scratch, const typename X::T* strip,
                           int64_t n, int64_t k, const typename X::T* weight, RowSink<X> sink,
@@ -219,7 +218,7 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X, kDepthw
   const int64_t outputs = plan.in_tile ? p.PW : p.Q;
   const int64_t tiles = ceil_div(outputs, step);
   // Results are written where they belong if that is a matter of whole vectors.
-  const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
+  const bool to_y = writes_to<X>(a.y, lanes, sink.valid);
   sink.lanes = to_y ? a.y.stride[3] : lanes;
   int64_t next = p0, first = ph0;  // first: of the rows that have not been copied to y
   for (int64_t ph = ph0; ph < ph1; ph++) {
@@ -251,8 +250,8 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X, kDepthw
       if (p.pool != Pool::kNone) pool_row<X, NV>(p, scratch.ring, plan.span_h, ph, sink);
     }
     if (!to_y && (ph + 1 - first == plan.row_group || ph + 1 == ph1)) {
-      copy_matrix<X>(scratch.row, lanes, 1, at<IO>(a.y, n, k, first, 0), a.y.stride[3],
-                     a.y.stride[1], (ph + 1 - first) * p.PW, sink.valid);
+      write_matrix<X>(scratch.row, lanes, a.y.dtype, at(a.y, n, k, first, 0), a.y.stride[3],
+                      a.y.stride[1], (ph + 1 - first) * p.PW, sink.valid);
       first = ph + 1;
     }
   }
@@ -261,9 +260,8 @@ static void forward_block(const ConvForwardArgs& a, const ForwardPlan<X, kDepthw
 template <bool kDepthwise>
 static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
                          void* base) {
-  with_dtype(a.dtype, [&](auto x, auto io) {
+  with_compute(a.x.dtype, [&](auto x) {
     using X = decltype(x);
-    using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
     const ForwardPlan<X, kDepthwise> plan(a);
     const ForwardScratch<X, kDepthwise> scratch(p, plan, base);
@@ -282,9 +280,9 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
       if (plan.in_place) {
         rows_in = at<const typename X::T>(a.x, n, c0, p0 * p.stride_h, 0);
       } else if (kDepthwise || unit == unit_begin || filter_part == 0) {
-        stage_strip<X, IO>(a.x, p.H, p.W, n, c0, kDepthwise ? end - first : plan.C,
-                           p0 * p.stride_h - p.padding_h, rows, -p.padding_w, plan.width,
-                           plan.channels, scratch.strip);
+        stage_strip<X>(a.x, p.H, p.W, n, c0, kDepthwise ? end - first : plan.C,
+                       p0 * p.stride_h - p.padding_h, rows, -p.padding_w, plan.width, plan.channels,
+                       scratch.strip);
       }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size(p);
       const auto* bias = weight + plan.weight_size(p);
@@ -301,13 +299,12 @@ static void conv_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t u
         const auto* in = kDepthwise ? rows_in + k0 - first : rows_in;
         if constexpr (!kDepthwise) {
           if (plan.filters - k0 > X::kLanes) {
-            forward_block<X, IO, 2>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
-                                    p0);
+            forward_block<X, 2>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
+                                p0);
             continue;
           }
         }
-        forward_block<X, IO, 1>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1,
-                                p0);
+        forward_block<X, 1>(a, plan, scratch, in, n, g * plan.K + k0, block, sink, ph0, ph1, p0);
       }
     }
   });

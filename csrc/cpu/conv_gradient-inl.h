@@ -67,19 +67,18 @@ struct GradientRows {
     y = arena.take<typename X::T>(needs_y(p) ? rows * p.PW * K : 0);
   }
 
-  template <class IO>
   void stage(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t ph0, int64_t ph1) const {
     const ConvReLUPoolParams& p = *a.params;
-    copy_rows<IO>(p, a.grad_y, n, k0, ph0, ph1, grad);
+    copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
     GradientRows rows = *this;
     if (needs_y(p)) {
       // Read where it lies, if that is how it would be copied.
       const int64_t* stride = a.y.stride;
-      if (kSameType<IO, typename X::T> && stride[1] == 1 && stride[3] == K &&
+      if (is_computed_as_stored<X>(a.y.dtype) && stride[1] == 1 && stride[3] == K &&
           (ph1 - ph0 == 1 || stride[2] == p.PW * K)) {
         rows.y = at<typename X::T>(a.y, n, k0, ph0, 0);
       } else {
-        copy_rows<IO>(p, a.y, n, k0, ph0, ph1, y);
+        copy_rows(p, a.y, n, k0, ph0, ph1, y);
       }
     }
     if (p.pool == Pool::kAvg) return divide(p, ph0, ph1);
@@ -101,12 +100,11 @@ struct GradientRows {
 
  private:
   // Rows that follow each other in memory are one matrix.
-  template <class IO>
   void copy_rows(const ConvReLUPoolParams& p, const View4& from, int64_t n, int64_t k0, int64_t ph0,
                  int64_t ph1, typename X::T* to) const {
     const int64_t rows = from.stride[2] == p.PW * from.stride[3] ? ph1 - ph0 : 1;
     for (int64_t ph = ph0; ph < ph1; ph += rows, to += rows * p.PW * K) {
-      copy_matrix<X>(at<const IO>(from, n, k0, ph, 0), from.stride[3], from.stride[1], to, K, 1,
+      read_matrix<X>(from.dtype, at(from, n, k0, ph, 0), from.stride[3], from.stride[1], to, K,
                      rows * p.PW, K);
     }
   }
@@ -240,15 +238,15 @@ static void add_slots(typename X::T* sums, int64_t size, int64_t slots) {
   }
 }
 
-template <class X, class IO>
+template <class X>
 static void reduce_bias_gradient(const ConvBackwardArgs& a, int64_t slots) {
   const int64_t K = a.params->K;
-  const auto* bias = static_cast<const typename X::T*>(a.partial_bias);
-  for (int64_t k = 0; k < K && bias; k++) {
-    typename X::T total = 0;
-    for (int64_t i = 0; i < slots; i++) total += bias[i * K + k];
-    X::store(static_cast<IO*>(a.grad_bias) + k, X::set1(total), 1);
+  auto* bias = static_cast<typename X::T*>(a.partial_bias);
+  if (!bias) return;
+  for (int64_t i = 1; i < slots; i++) {
+    for (int64_t k = 0; k < K; k++) bias[k] += bias[i * K + k];
   }
+  write_matrix<X>(bias, K, a.grad_y.dtype, a.grad_bias, K, 1, 1, K);
 }
 
 // The units of the direct gradients: pooled rows of all images, counted n * PH + ph.

@@ -31,12 +31,11 @@ struct GradientStrip {
 
   // That many rows from p0 on, row_step apart (1 unless together is), and columns [q0, q0 + width)
   // of image n and filters [k0, k0 + K); zero where there is no output.
-  template <class IO>
   void expand(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t p0, int64_t rows,
               int64_t q0, int64_t row_step = 1) const {
     const ConvReLUPoolParams& p = *a.params;
     if (p.pool == Pool::kNone && q0 <= 0 && p.Q - q0 <= width) {
-      copy_rows<IO>(a, n, k0, p0, rows, -q0, row_step);
+      copy_rows(a, n, k0, p0, rows, -q0, row_step);
       return;
     }
     const int64_t span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
@@ -58,7 +57,7 @@ struct GradientStrip {
     fill_zero(strip, rows * width * step);
     for (int64_t ph = ph0; ph < ph1; ph++) {
       const int64_t staged = (ph - ph0) % together;
-      if (staged == 0) pooled.template stage<IO>(a, n, k0, ph, min_of(ph + together, ph1));
+      if (staged == 0) pooled.stage(a, n, k0, ph, min_of(ph + together, ph1));
       T* line[kMaxWindow];  // of each position, null if its row is not of the strip
       for (int64_t i = 0; i < positions; i++) {
         const int64_t h = ph * p.pool_stride_h + down[i];
@@ -85,7 +84,6 @@ struct GradientStrip {
 
  private:
   // Without a pool, rows go through the activation to their place.
-  template <class IO>
   void copy_rows(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t p0, int64_t rows,
                  int64_t first, int64_t row_step) const {
     const ConvReLUPoolParams& p = *a.params;
@@ -100,7 +98,7 @@ struct GradientStrip {
       if (step > K) fill_zero(row, count * width * step);
       GradientRows<X> staged = pooled;
       if (in_place) staged.grad = row + first * step;
-      staged.template stage<IO>(a, n, k0, p0 + i * row_step, p0 + i * row_step + count);
+      staged.stage(a, n, k0, p0 + i * row_step, p0 + i * row_step + count);
       for (int64_t j = 0; j < count; j++, row += width * step) {
         fill_zero(row, first * step);
         fill_zero(row + (first + p.Q) * step, (width - first - p.Q) * step);

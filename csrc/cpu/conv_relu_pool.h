@@ -10,14 +10,15 @@ namespace imgfast::cpu {
 struct View4 {
   void* data;
   int64_t stride[4];
+  DType dtype;
 };
 
 inline constexpr int64_t kUnitsPerThread = 4;  // so that the last ones finish together
 inline constexpr int64_t kFilterStep = 32;  // a multiple of the filters that a kernel takes at once
 
+// All tensors of a call are of one dtype.
 struct ConvForwardArgs {
   const ConvReLUPoolParams* params;
-  DType dtype;           // of x, weight, bias and y
   View4 x;               // [N, C, H, W]
   View4 weight;          // [K, C / groups, R, S]
   const void* bias;      // [K] or null
@@ -31,7 +32,6 @@ struct ConvForwardArgs {
 
 struct ConvBackwardArgs {
   const ConvReLUPoolParams* params;
-  DType dtype;           // of grad_y, x, weight, y and grad_x
   View4 grad_y;          // [N, K, PH, PW]
   View4 y;               // [N, K, PH, PW], or null data where the gradient does not need it
   View4 x;               // [N, C, H, W]
@@ -44,7 +44,7 @@ struct ConvBackwardArgs {
   void* packed_weight;   // input gradient: filled by pack
   void* partial_weight;  // weight gradient: [slots, partial_size] sums, zeroed by the caller
   void* partial_bias;    // bias gradient: [slots, K] sums, zeroed by the caller
-  View4 grad_weight;     // [K, C / groups, R, S], of dtype
+  View4 grad_weight;     // [K, C / groups, R, S]
   void* grad_bias;       // [K]
 };
 

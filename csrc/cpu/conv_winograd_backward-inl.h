@@ -58,7 +58,7 @@ struct WinogradInputScratch {
 };
 
 static int64_t winograd_input_pack_size(const ConvBackwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     using X = decltype(x);
     return a.params->groups * WinogradInputPlan<X, decltype(taps)::kValue>(a).group_size() *
            static_cast<int64_t>(sizeof(typename X::T));
@@ -66,7 +66,7 @@ static int64_t winograd_input_pack_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t winograd_input_scratch(const ConvBackwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     constexpr int kTaps = decltype(taps)::kValue;
     const WinogradInputPlan<decltype(x), kTaps> plan(a);
     return WinogradInputScratch<decltype(x), kTaps>(*a.params, plan, nullptr).arena.used;
@@ -74,24 +74,24 @@ static int64_t winograd_input_scratch(const ConvBackwardArgs& a) {
 }
 
 static int64_t winograd_input_units(const ConvBackwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     return WinogradInputPlan<decltype(x), decltype(taps)::kValue>(a).units;
   });
 }
 
 // U of the filters turned around, from filter to channel.
 static void winograd_input_pack(const ConvBackwardArgs& a) {
-  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using IO = decltype(io);
     constexpr int kTaps = decltype(taps)::kValue;
     const ConvReLUPoolParams& p = *a.params;
     const WinogradInputPlan<X, kTaps> plan(a);
     const int64_t* stride = a.weight.stride;
     for (int64_t g = 0; g < p.groups; g++) {
-      const View4 turned = {at<IO>(a.weight, g * plan.K, 0, p.R - 1, p.S - 1),
-                            {stride[1], stride[0], -stride[2], -stride[3]}};
-      transform_filters<X, kTaps, IO>(
+      const View4 turned = {at(a.weight, g * plan.K, 0, p.R - 1, p.S - 1),
+                            {stride[1], stride[0], -stride[2], -stride[3]},
+                            a.weight.dtype};
+      transform_filters<X, kTaps>(
           turned, plan.C, plan.K, p.R, p.S, 1,
           static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size());
     }
@@ -100,9 +100,8 @@ static void winograd_input_pack(const ConvBackwardArgs& a) {
 
 static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_t unit_end,
                            void* base) {
-  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using IO = decltype(io);
     constexpr int kTaps = decltype(taps)::kValue;
     constexpr int kOutputs = kPoints + 1 - kTaps;
     const ConvReLUPoolParams& p = *a.params;
@@ -115,9 +114,8 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
       for (int64_t i = 0; i < rows; i++) {
         const int64_t n = (first + i) / plan.rows.tiles;
         const int64_t h0 = plan.rows.first((first + i) % plan.rows.tiles);
-        s.gradient.template expand<IO>(a, n, g * plan.K,
-                                       h0 + p.padding_h - (p.R - 1) * p.dilation_h, kPoints,
-                                       p.padding_w - (p.S - 1) * p.dilation_w, p.dilation_h);
+        s.gradient.expand(a, n, g * plan.K, h0 + p.padding_h - (p.R - 1) * p.dilation_h, kPoints,
+                          p.padding_w - (p.S - 1) * p.dilation_w, p.dilation_h);
         for (int64_t t = 0; t < plan.tiles; t++) {
           transform_input<X>(s.gradient.strip + plan.columns.first(t) * plan.K,
                              s.gradient.width * plan.K, p.dilation_w * plan.K, plan.K,
@@ -136,7 +134,7 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
           const int64_t h0 = plan.rows.first((first + i) % plan.rows.tiles);
           const int64_t count = plan.rows.count(h0);
           const int64_t valid = min_of(lanes, plan.C - c0);
-          const bool to_x = writes_to<X, IO>(a.grad_x, lanes, valid);
+          const bool to_x = writes_to<X>(a.grad_x, lanes, valid);
           typename X::T* out =
               to_x ? at<typename X::T>(a.grad_x, n, g * plan.C + c0, h0, 0) : s.out;
           const int64_t row = to_x ? p.dilation_h * a.grad_x.stride[2] : p.W * lanes;
@@ -154,9 +152,9 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
             }
           }
           for (int64_t r = 0; r < count && !to_x; r++) {
-            copy_matrix<X>(s.out + r * p.W * lanes, lanes, 1,
-                           at<IO>(a.grad_x, n, g * plan.C + c0, h0 + r * p.dilation_h, 0),
-                           a.grad_x.stride[3], a.grad_x.stride[1], p.W, valid);
+            write_matrix<X>(s.out + r * p.W * lanes, lanes, a.grad_x.dtype,
+                            at(a.grad_x, n, g * plan.C + c0, h0 + r * p.dilation_h, 0),
+                            a.grad_x.stride[3], a.grad_x.stride[1], p.W, valid);
           }
         }
       });
@@ -216,7 +214,7 @@ struct WinogradWeightScratch {
 };
 
 static int64_t winograd_weight_partial_size(const ConvBackwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     using X = decltype(x);
     return a.params->groups *
            WinogradWeightPlan<X, decltype(taps)::kValue>(*a.params).group_size() *
@@ -225,7 +223,7 @@ static int64_t winograd_weight_partial_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t winograd_weight_scratch(const ConvBackwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     constexpr int kTaps = decltype(taps)::kValue;
     const WinogradWeightPlan<decltype(x), kTaps> plan(*a.params);
     return WinogradWeightScratch<decltype(x), kTaps>(*a.params, plan, nullptr).arena.used;
@@ -233,16 +231,15 @@ static int64_t winograd_weight_scratch(const ConvBackwardArgs& a) {
 }
 
 static int64_t winograd_weight_units(const ConvBackwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     return WinogradWeightPlan<decltype(x), decltype(taps)::kValue>(*a.params).tile_rows;
   });
 }
 
 static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
                             int64_t slot, void* base) {
-  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using IO = decltype(io);
     using T = typename X::T;
     constexpr int kTaps = decltype(taps)::kValue;
     constexpr int kOutputs = kPoints + 1 - kTaps;
@@ -257,9 +254,8 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
         for (int64_t i = 0; i < rows; i++) {
           const int64_t n = (row + i) / plan.rows.tiles;
           const int64_t p0 = plan.rows.first((row + i) % plan.rows.tiles);
-          s.image.template transform_row<IO>(a.x, n, g, p0, s.v + i * plan.tiles * plan.C,
-                                             plan.v_plane);
-          s.gradient.template expand<IO>(a, n, g * plan.K, p0, kOutputs, 0, p.dilation_h);
+          s.image.transform_row(a.x, n, g, p0, s.v + i * plan.tiles * plan.C, plan.v_plane);
+          s.gradient.expand(a, n, g * plan.K, p0, kOutputs, 0, p.dilation_h);
           if (bias) {
             add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K, plan.K,
                                  bias + g * plan.K);
@@ -297,22 +293,22 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
 }
 
 // From taps [r][s][channel][filter], a vector of filters and some channels, to the gradient.
-template <class X, class IO, int kTaps>
-[[gnu::noinline]] static void write_taps(const ConvBackwardArgs& a, const typename X::T* taps,
-                                         int64_t k, int64_t filters, int64_t c, int64_t channels) {
+template <class X, int kTaps>
+static void write_taps(const ConvBackwardArgs& a, const typename X::T* taps, int64_t k,
+                       int64_t filters, int64_t c, int64_t channels) {
   constexpr int64_t kTap = X::kLanes * X::kLanes;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t* stride = a.grad_weight.stride;
   for (int64_t r = 0; r < p.R; r++, taps += kTaps * kTap) {
     if (stride[1] == 1) {
       for (int64_t t = 0; t < p.S; t++) {
-        copy_matrix<X>(taps + t * kTap, X::kLanes, 1, at<IO>(a.grad_weight, k, c, r, t), stride[1],
-                       stride[0], channels, filters);
+        write_matrix<X>(taps + t * kTap, X::kLanes, a.grad_weight.dtype,
+                        at(a.grad_weight, k, c, r, t), stride[1], stride[0], channels, filters);
       }
     } else {
       for (int64_t i = 0; i < channels; i++) {
-        copy_matrix<X>(taps + i * X::kLanes, kTap, 1, at<IO>(a.grad_weight, k, c + i, r, 0),
-                       stride[3], stride[0], p.S, filters);
+        write_matrix<X>(taps + i * X::kLanes, kTap, a.grad_weight.dtype,
+                        at(a.grad_weight, k, c + i, r, 0), stride[3], stride[0], p.S, filters);
       }
     }
   }
@@ -336,9 +332,8 @@ static void transform_sums(const typename X::T* sums, int64_t plane, int64_t ste
 }
 
 static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
-  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using IO = decltype(io);
     using T = typename X::T;
     constexpr int kTaps = decltype(taps)::kValue;
     const ConvReLUPoolParams& p = *a.params;
@@ -355,13 +350,13 @@ static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
             const int64_t channels = min_of(X::kLanes, plan.C - c);
             transform_sums<X, kTaps>(sums + k0 * kPlanes * plan.C + c * kLanes + k, plan.C * kLanes,
                                      kLanes, channels, tile);
-            write_taps<X, IO, kTaps>(a, tile, g * plan.K + k0 + k,
-                                     min_of(X::kLanes, plan.K - k0 - k), c, channels);
+            write_taps<X, kTaps>(a, tile, g * plan.K + k0 + k, min_of(X::kLanes, plan.K - k0 - k),
+                                 c, channels);
           }
         }
       });
     }
-    reduce_bias_gradient<X, IO>(a, slots);
+    reduce_bias_gradient<X>(a, slots);
   });
 }
 

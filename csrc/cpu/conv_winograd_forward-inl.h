@@ -114,7 +114,7 @@ struct WinogradForwardScratch {
 };
 
 static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     using X = decltype(x);
     const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
     return a.params->groups * plan.group_size() * static_cast<int64_t>(sizeof(typename X::T));
@@ -122,7 +122,7 @@ static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
 }
 
 static int64_t winograd_forward_scratch(const ConvForwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     constexpr int kTaps = decltype(taps)::kValue;
     using X = decltype(x);
     const WinogradForwardPlan<X, kTaps> plan(a);
@@ -131,37 +131,36 @@ static int64_t winograd_forward_scratch(const ConvForwardArgs& a) {
 }
 
 static int64_t winograd_forward_units(const ConvForwardArgs& a) {
-  return with_winograd(a.dtype, *a.params, [&](auto x, auto, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     return WinogradForwardPlan<decltype(x), decltype(taps)::kValue>(a).units;
   });
 }
 
 // Per group: U, then the bias, padded with zero filters.
 static void winograd_forward_pack(const ConvForwardArgs& a) {
-  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using IO = decltype(io);
     const ConvReLUPoolParams& p = *a.params;
     const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
     for (int64_t g = 0; g < p.groups; g++) {
       auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
-      View4 weight = a.weight;
-      weight.data = at<IO>(a.weight, g * plan.K, 0, 0, 0);
-      transform_filters<X, decltype(taps)::kValue, IO>(weight, plan.K, p.C / p.groups, p.R, p.S,
-                                                       p.stride_h, out);
+      transform_filters<X, decltype(taps)::kValue>(view_at(a.weight, g * plan.K, 0, 0, 0), plan.K,
+                                                   p.C / p.groups, p.R, p.S, p.stride_h, out);
       out += plan.weight_size();
       fill_zero(out, plan.filters);
-      if (a.bias) copy_into<X>(static_cast<const IO*>(a.bias) + g * plan.K, out, plan.K);
+      pack_bias<X>(a, g * plan.K, plan.K, out);
     }
   });
 }
 
 // Transforms, pools in registers or not at all, and writes one row of tiles of one block of
 // filters.
-template <class X, class IO, int NV, int kTaps>
-static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardPlan<X, kTaps>& plan,
-                                const WinogradForwardScratch<X, kTaps>& s, const TileRow& at_row,
-                                const typename X::T* m, int64_t k, RowSink<X> sink) {
+template <class X, int NV, int kTaps>
+[[gnu::noinline]] static void finish_in_registers(const ConvForwardArgs& a,
+                                                  const WinogradForwardPlan<X, kTaps>& plan,
+                                                  const WinogradForwardScratch<X, kTaps>& s,
+                                                  const TileRow& at_row, const typename X::T* m,
+                                                  int64_t k, RowSink<X> sink) {
   constexpr int kOutputs = kPoints + 1 - kTaps;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, rows = at_row.count;
@@ -197,22 +196,24 @@ static void finish_in_registers(const ConvForwardArgs& a, const WinogradForwardP
   }
   for (int64_t i = 0; i < rows; i++) {
     const int64_t ph = at_row.ph0 + i * p.dilation_h;
-    copy_matrix<X>(sinks[i].row, lanes, 1, at<IO>(a.y, at_row.n, k, ph, 0), a.y.stride[3],
-                   a.y.stride[1], p.PW, sink.valid);
+    write_matrix<X>(sinks[i].row, lanes, a.y.dtype, at(a.y, at_row.n, k, ph, 0), a.y.stride[3],
+                    a.y.stride[1], p.PW, sink.valid);
   }
 }
 
 // Transforms one row of tiles into convolution rows; after a band's last one, pools and writes
 // them.
-template <class X, class IO, int NV, int kTaps>
-static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X, kTaps>& plan,
-                           const WinogradForwardScratch<X, kTaps>& s, const TileRow& at_row,
-                           const typename X::T* m, int64_t k, RowSink<X> sink) {
+template <class X, int NV, int kTaps>
+[[gnu::noinline]] static void finish_in_rows(const ConvForwardArgs& a,
+                                             const WinogradForwardPlan<X, kTaps>& plan,
+                                             const WinogradForwardScratch<X, kTaps>& s,
+                                             const TileRow& at_row, const typename X::T* m,
+                                             int64_t k, RowSink<X> sink) {
   constexpr int kOutputs = kPoints + 1 - kTaps;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes;
   const int64_t rows = plan.rows.count(at_row.row);
-  const bool to_y = writes_to<X, IO>(a.y, lanes, sink.valid);
+  const bool to_y = writes_to<X>(a.y, lanes, sink.valid);
   sink.lanes = to_y ? a.y.stride[3] : lanes;
   typename X::T* to[kOutputs];
   for (int i = 0; i < kOutputs; i++) {
@@ -235,8 +236,8 @@ static void finish_in_rows(const ConvForwardArgs& a, const WinogradForwardPlan<X
     sink.row = to_y ? at<typename X::T>(a.y, at_row.n, k, ph, 0) : s.out;
     pool_row<X, NV>(p, s.conv, s.slots, ph, sink);
     if (to_y) continue;
-    copy_matrix<X>(s.out, lanes, 1, at<IO>(a.y, at_row.n, k, ph, 0), a.y.stride[3], a.y.stride[1],
-                   p.PW, sink.valid);
+    write_matrix<X>(s.out, lanes, a.y.dtype, at(a.y, at_row.n, k, ph, 0), a.y.stride[3],
+                    a.y.stride[1], p.PW, sink.valid);
   }
 }
 
@@ -265,9 +266,8 @@ static int64_t list_rows(const ConvReLUPoolParams& p, const WinogradForwardPlan<
 
 static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
                              void* base) {
-  with_winograd(a.dtype, *a.params, [&](auto x, auto io, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using IO = decltype(io);
     constexpr int kTaps = decltype(taps)::kValue;
     const ConvReLUPoolParams& p = *a.params;
     const WinogradForwardPlan<X, kTaps> plan(a);
@@ -278,8 +278,8 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
       const int64_t count =
           list_rows(p, plan, first, min_of(plan.unit_bands, p.N * plan.bands - first), s.rows);
       for (int64_t i = 0; i < count; i++) {
-        s.image.template transform_row<IO>(a.x, s.rows[i].n, g, s.rows[i].row,
-                                           s.v + i * plan.tiles * plan.channels, plan.v_plane);
+        s.image.transform_row(a.x, s.rows[i].n, g, s.rows[i].row,
+                              s.v + i * plan.tiles * plan.channels, plan.v_plane);
       }
       const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
       for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
@@ -301,9 +301,9 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
           for (int64_t j = 0; j < rows; j++) {
             const auto* m = s.m + j * plan.tiles * lanes;
             if (plan.in_tile || plan.unpooled) {
-              finish_in_registers<X, IO, NV>(a, plan, s, s.rows[i + j], m, k, sink);
+              finish_in_registers<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
             } else {
-              finish_in_rows<X, IO, NV>(a, plan, s, s.rows[i + j], m, k, sink);
+              finish_in_rows<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
             }
           }
         }

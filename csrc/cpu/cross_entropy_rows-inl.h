@@ -79,7 +79,7 @@ template <class X, int kLast, class IO>
 
 // Lane r is the sum, or the maximum, of part[r]'s lanes; 0 from `rows` on. Sums are X::sum's.
 template <class X, bool kMaximum>
-static inline typename X::V reduce_each(typename X::V (&part)[X::kLanes], int rows) {
+[[gnu::noinline]] static typename X::V reduce_each(typename X::V (&part)[X::kLanes], int rows) {
   if (rows == X::kLanes) {
     X::transpose(part);
 #pragma GCC unroll 8

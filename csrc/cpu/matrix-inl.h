@@ -98,19 +98,63 @@ static inline void fill_zero(T* p, int64_t count) {
   if (count > 0) std::memset(static_cast<void*>(p), 0, count * sizeof(T));
 }
 
-// Calls function(compute type, storage type) for a tensor dtype that is computed in float32.
+// Calls function(compute type) for the tensor dtype.
 template <class Function>
-static inline auto with_float(DType dtype, Function function) {
-  if (dtype == DType::kBFloat16) return function(F32{}, BFloat16{});
-  if (dtype == DType::kFloat16) return function(F32{}, Float16{});
-  return function(F32{}, float{});
+static inline auto with_compute(DType dtype, Function function) {
+  if (dtype == DType::kFloat64) return function(F64{});
+  return function(F32{});
+}
+
+// Calls function(storage type) for a tensor dtype that is computed in X.
+template <class X, class Function>
+static inline auto with_storage(DType dtype, Function function) {
+  if constexpr (kSameType<X, F64>) {
+    return function(double{});
+  } else {
+    if (dtype == DType::kBFloat16) return function(BFloat16{});
+    if (dtype == DType::kFloat16) return function(Float16{});
+    return function(float{});
+  }
 }
 
 // Calls function(compute type, storage type) for the tensor dtype.
 template <class Function>
 static inline auto with_dtype(DType dtype, Function function) {
-  if (dtype == DType::kFloat64) return function(F64{}, double{});
-  return with_float(dtype, function);
+  return with_compute(dtype, [&](auto x) {
+    return with_storage<decltype(x)>(dtype, [&](auto io) { return function(x, io); });
+  });
+}
+
+// Whether tensors of that dtype hold what X computes with.
+template <class X>
+static inline bool is_computed_as_stored(DType dtype) {
+  return dtype == (kSameType<X, F64> ? DType::kFloat64 : DType::kFloat32);
+}
+
+static inline int64_t bytes_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// copy_matrix from a tensor of that dtype, channels together in dst.
+template <class X>
+[[gnu::noinline]] static void read_matrix(DType dtype, const void* src, int64_t src_col,
+                                          int64_t src_channel, typename X::T* dst, int64_t dst_col,
+                                          int64_t cols, int64_t channels) {
+  with_storage<X>(dtype, [&](auto io) {
+    copy_matrix<X>(static_cast<const decltype(io)*>(src), src_col, src_channel, dst, dst_col, 1,
+                   cols, channels);
+  });
+}
+
+// copy_matrix into a tensor of that dtype, channels together in src.
+template <class X>
+[[gnu::noinline]] static void write_matrix(const typename X::T* src, int64_t src_col, DType dtype,
+                                           void* dst, int64_t dst_col, int64_t dst_channel,
+                                           int64_t cols, int64_t channels) {
+  with_storage<X>(dtype, [&](auto io) {
+    copy_matrix<X>(src, src_col, 1, static_cast<decltype(io)*>(dst), dst_col, dst_channel, cols,
+                   channels);
+  });
 }
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

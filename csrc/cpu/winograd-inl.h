@@ -34,12 +34,10 @@ static inline int64_t winograd_taps(const ConvReLUPoolParams& p) {
   return ceil_div(max_of(p.R, p.S), p.stride_h);
 }
 
-// Calls function(compute type, storage type, Count<taps>) for what Winograd's kernels are made for.
+// Calls function(compute type, Count<taps>) for what Winograd's kernels are made for.
 template <class Function>
-static inline auto with_winograd(DType dtype, const ConvReLUPoolParams& p, Function function) {
-  return with_float(dtype, [&](auto x, auto io) {
-    return with_taps(winograd_taps(p), [&](auto taps) { return function(x, io, taps); });
-  });
+static inline auto with_winograd(const ConvReLUPoolParams& p, Function function) {
+  return with_taps(winograd_taps(p), [&](auto taps) { return function(F32{}, taps); });
 }
 
 // Tiles of so many channels that are transformed at a time: as many as fit the cache, within
@@ -243,7 +241,7 @@ template <int kRows, int kCols, class Put>
 // U [filter block][36][channels][lanes of the block] of `filters` filters by `channels` channels,
 // from a view [filter][channel][R][S]; the last block is padded with zero filters. A strided
 // filter falls into stride x stride filters of unit stride, whose channels follow one another.
-template <class X, int kTaps, class IO>
+template <class X, int kTaps>
 static void transform_filters(const View4& weight, int64_t filters, int64_t channels, int64_t R,
                               int64_t S, int64_t stride, typename X::T* out) {
   constexpr int64_t kChannels = 16;  // at a time, in the cache of a core
@@ -254,13 +252,12 @@ static void transform_filters(const View4& weight, int64_t filters, int64_t chan
     for (int64_t part = 0; part < stride * stride; part++) {
       const int64_t a = part / stride, b = part % stride;
       const int64_t rows = ceil_div(R - a, stride), cols = ceil_div(S - b, stride);
-      View4 view = weight;
-      view.stride[2] *= stride;
-      view.stride[3] *= stride;
       for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
         const int64_t count = min_of(kChannels, channels - c0);
-        pack_filters<X>(rows, cols, view, at<const IO>(weight, k0, c0, a, b), count, valid, lanes,
-                        taps);
+        View4 view = view_at(weight, k0, c0, a, b);
+        view.stride[2] *= stride;
+        view.stride[3] *= stride;
+        pack_filters<X>(rows, cols, view, count, valid, lanes, taps);
         for (int64_t i = 0; i < count * lanes; i += X::kLanes) {
           transform_filter<X, kTaps, true>(taps + i, cols * count * lanes, count * lanes,
                                            static_cast<int>(rows), static_cast<int>(cols),

@@ -43,11 +43,10 @@ struct Lattice {
   int64_t size, first;
 };
 
-template <class IO>
 static inline Lattice every(int64_t step, const View4& x, int axis, int64_t size, int64_t first) {
   const int64_t phase = (first % step + step) % step;
-  Lattice lattice = {x, ceil_div(size - phase, step), (first - phase) / step};
-  lattice.x.data = static_cast<IO*>(x.data) + phase * x.stride[axis];
+  const View4 moved = axis == 2 ? view_at(x, 0, 0, phase, 0) : view_at(x, 0, 0, 0, phase);
+  Lattice lattice = {moved, ceil_div(size - phase, step), (first - phase) / step};
   lattice.x.stride[axis] *= step;
   return lattice;
 }
@@ -78,16 +77,15 @@ struct ImageTiles {
   }
 
   // The tiles whose first output lies in convolution row `row` of image n.
-  template <class IO>
   void transform_row(const View4& x, int64_t n, int64_t g, int64_t row, T* v, int64_t plane) const {
     const int64_t h0 = row * stride - p.padding_h, h1 = h0 + (kPoints - 1) * p.dilation_h;
     const int64_t row_step = p.dilation_h * x.stride[2], col_step = p.dilation_w * x.stride[3];
     const int64_t c0 = g * C;
     const bool in_place = stride == 1 && x.stride[1] == 1;
     if (stride > 1) {
-      stage_strided<IO>(x, n, c0, h0);
+      stage_strided(x, n, c0, h0);
     } else if (!in_place) {
-      stage<IO>(x, n, c0, h0, -p.padding_w, 1, width);
+      stage(x, n, c0, h0, -p.padding_w, 1, width);
     }
     for (int64_t t = 0; t < columns.tiles; t++, v += channels) {
       const int64_t col = columns.first(t);
@@ -96,44 +94,43 @@ struct ImageTiles {
         transform_input<X>(strip + col * channels, width * channels, p.dilation_w * channels,
                            channels, v, plane);
       } else if (h0 >= 0 && h1 < p.H && w0 >= 0 && w1 < p.W) {
-        const IO* first = at<const IO>(x, n, c0, h0, w0);
-        prefetch(first + kPoints * row_step, row_step, col_step);
-        transform_input<X>(first, row_step, col_step, C, v, plane);
+        prefetch(view_at(x, n, c0, h0 + kPoints * p.dilation_h, w0));
+        with_storage<X>(x.dtype, [&](auto io) {
+          transform_input<X>(at<const decltype(io)>(x, n, c0, h0, w0), row_step, col_step, C, v,
+                             plane);
+        });
       } else {
-        stage<IO>(x, n, c0, h0, w0, p.dilation_w, kPoints);
+        stage(x, n, c0, h0, w0, p.dilation_w, kPoints);
         transform_input<X>(strip, kPoints * C, C, C, v, plane);
       }
     }
   }
 
   // The rows of a tile from h0 on, and `count` columns from w0 on, `step` apart.
-  template <class IO>
   void stage(const View4& x, int64_t n, int64_t c0, int64_t h0, int64_t w0, int64_t step,
              int64_t count) const {
-    const Lattice rows = every<IO>(p.dilation_h, x, 2, p.H, h0);
-    const Lattice cols = every<IO>(step, rows.x, 3, p.W, w0);
-    stage_strip<X, IO>(cols.x, rows.size, cols.size, n, c0, C, rows.first, kPoints, cols.first,
-                       count, C, strip);
+    const Lattice rows = every(p.dilation_h, x, 2, p.H, h0);
+    const Lattice cols = every(step, rows.x, 3, p.W, w0);
+    stage_strip<X>(cols.x, rows.size, cols.size, n, c0, C, rows.first, kPoints, cols.first, count,
+                   C, strip);
   }
 
   // What the next tile of its lattice below reads beyond this one.
-  template <class IO>
-  void prefetch(const IO* x, int64_t row_step, int64_t col_step) const {
-    constexpr int64_t kLine = 64 / sizeof(IO);
+  void prefetch(const View4& x) const {
     for (int i = 0; i < kOutputs; i++) {
       for (int j = 0; j < kOutputs; j++) {
-        for (int64_t c = 0; c < C; c += kLine) {
-          __builtin_prefetch(x + i * row_step + j * col_step + c, 0, 2);
+        const char* channels = static_cast<char*>(at(x, 0, 0, i * p.dilation_h, j * p.dilation_w));
+        for (int64_t byte = 0; byte < C * bytes_of(x.dtype); byte += 64) {
+          __builtin_prefetch(channels + byte, 0, 2);
         }
       }
     }
   }
 
-  template <class IO>
   void stage_strided(const View4& x, int64_t n, int64_t c0, int64_t h0) const {
     const int64_t half = stride * C;  // what lies together of one row
     for (int64_t i = 0; i < stride * kPoints; i++) {
-      stage_strip<X, IO>(x, p.H, p.W, n, c0, C, h0 + i, 1, -p.padding_w, stride * width, C, line);
+      stage_strip<X>(x, p.H, p.W, n, c0, C, h0 + i, 1, -p.padding_w, stride * width, C, line);
       T* to = strip + i / stride * width * channels + i % stride * half;
       for (int64_t w = 0; w < width; w++) copy_into<X>(line + w * half, to + w * channels, half);
     }
