@@ -179,10 +179,12 @@ static void gather_filters(const typename X::T* weight, int64_t filter_size, con
 // Of filters [k0, k0 + chunk) of a group, those whose gradient is not zero, listed by window and
 // position.
 template <class X>
-static void list_by_position(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan,
-                             const BackwardInputScratch<X>& s, const WindowWalk& walk, int64_t n,
-                             int64_t group_k0, int64_t k0, int64_t chunk, int64_t ph0,
-                             int64_t ph1) {
+[[gnu::noinline]] static void list_by_position(const ConvBackwardArgs& a,
+                                               const BackwardInputPlan<X>& plan,
+                                               const BackwardInputScratch<X>& s,
+                                               const WindowWalk& walk, int64_t n, int64_t group_k0,
+                                               int64_t k0, int64_t chunk, int64_t ph0,
+                                               int64_t ph1) {
   using T = typename X::T;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = round_up(chunk, X::kLanes);
@@ -234,9 +236,10 @@ static void list_by_position(const ConvBackwardArgs& a, const BackwardInputPlan<
 
 // Adds what pooled rows [ph0, ph1) contribute to the strip, whose first row is that of ph0.
 template <class X>
-static void add_to_strip(const ConvBackwardArgs& a, const BackwardInputPlan<X>& plan,
-                         const BackwardInputScratch<X>& s, const WindowWalk& walk, int64_t n,
-                         int64_t g, int64_t ph0, int64_t ph1) {
+[[gnu::noinline]] static void add_to_strip(const ConvBackwardArgs& a,
+                                           const BackwardInputPlan<X>& plan,
+                                           const BackwardInputScratch<X>& s, const WindowWalk& walk,
+                                           int64_t n, int64_t g, int64_t ph0, int64_t ph1) {
   const ConvReLUPoolParams& p = *a.params;
   const TapRuns<X>& taps = plan.taps;
   const int64_t filter_size = taps.padded_filter(), total = taps.segments * taps.vectors;

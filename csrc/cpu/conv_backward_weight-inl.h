@@ -186,9 +186,11 @@ static void accumulate_block(const ConvReLUPoolParams& p, const BackwardWeightPl
 
 // One list per filter, of the gradients that are not zero.
 template <class X>
-static void list_by_filter(const ConvBackwardArgs& a, const BackwardWeightPlan<X>& plan,
-                           const BackwardWeightScratch<X>& s, const WindowWalk& walk, int64_t n,
-                           int64_t k0, int64_t ph0, int64_t ph1, int64_t p0) {
+[[gnu::noinline]] static void list_by_filter(const ConvBackwardArgs& a,
+                                             const BackwardWeightPlan<X>& plan,
+                                             const BackwardWeightScratch<X>& s,
+                                             const WindowWalk& walk, int64_t n, int64_t k0,
+                                             int64_t ph0, int64_t ph1, int64_t p0) {
   const ConvReLUPoolParams& p = *a.params;
   fill_zero(s.count, plan.K);
   const typename X::T* g = s.gradient.grad;

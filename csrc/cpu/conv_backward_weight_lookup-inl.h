@@ -232,8 +232,9 @@ struct RowInterleaver {
 
 // index[window][k]: where in a tap's vector the position that the code names lies.
 template <class X>
-static void stage_index(const ConvBackwardArgs& a, const LookupPlan<X>& plan, int64_t n, int64_t k0,
-                        int64_t ph0, int64_t ph1, typename X::T* index) {
+[[gnu::noinline]] static void stage_index(const ConvBackwardArgs& a, const LookupPlan<X>& plan,
+                                          int64_t n, int64_t k0, int64_t ph0, int64_t ph1,
+                                          typename X::T* index) {
   const ConvReLUPoolParams& p = *a.params;
   uint8_t position_lane[X::kLanes] = {};
   for (int64_t i = 0; i < p.pool_h * p.pool_w; i++) {

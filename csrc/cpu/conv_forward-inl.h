@@ -150,9 +150,10 @@ static void conv_forward_pack(const ConvForwardArgs& a) {
 
 // 2 x 2 windows: two convolution rows by 2 * NW columns, pooled as they leave the accumulators.
 template <class X, bool kDepthwise, int NV, int NW>
-static void pooled_tile(const ForwardPlan<X, kDepthwise>& plan, const ConvReLUPoolParams& p,
-                        const typename X::T* in, const typename X::T* weight, int64_t pw,
-                        const RowSink<X>& sink) {
+[[gnu::noinline]] static void pooled_tile(const ForwardPlan<X, kDepthwise>& plan,
+                                          const ConvReLUPoolParams& p, const typename X::T* in,
+                                          const typename X::T* weight, int64_t pw,
+                                          const RowSink<X>& sink) {
   Tile<X, NV, 2, 2 * NW> tile;
   convolve_tile<kDepthwise>(plan.reduction, in, weight, tile);
   const auto& sum = tile.sum;
@@ -184,9 +185,9 @@ template <class X, int NV, int TC>
 
 // Columns [q, q + TC) of one convolution row, into a row of the ring, or out if there is no pool.
 template <class X, bool kDepthwise, int NV, int TC>
-static void row_tile(const ForwardPlan<X, kDepthwise>& plan, const typename X::T* in,
-                     const typename X::T* weight, int64_t q, const RowSink<X>& sink,
-                     typename X::T* ring_row) {
+[[gnu::noinline]] static void row_tile(const ForwardPlan<X, kDepthwise>& plan,
+                                       const typename X::T* in, const typename X::T* weight,
+                                       int64_t q, const RowSink<X>& sink, typename X::T* ring_row) {
   Tile<X, NV, 1, TC> tile;
   convolve_tile<kDepthwise>(plan.reduction, in, weight, tile);
   if (!ring_row) {

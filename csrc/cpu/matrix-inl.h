@@ -1,5 +1,8 @@
 // Matrices on their way between memory and the kernels: copied, transposed, widened and narrowed;
 // scratch and dtypes.
+//
+// A kernel's inner loops are functions that are not inlined, for all but the smallest: a caller of
+// many loops leaves them no registers.
 #pragma once
 
 #include "../dtype.h"
