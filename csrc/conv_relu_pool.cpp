@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "conv_relu_pool_call.h"
+#include "conv_units.h"
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
 #include "cpu/weight_cache.h"
@@ -19,19 +20,10 @@
 namespace imgfast {
 namespace {
 
-constexpr int64_t kUnitBytes = 128 << 10;        // input rows that one unit of forward work stages
-constexpr int64_t kWorthAThread = 1 << 16;       // multiply-adds below which a thread does not pay
-constexpr int64_t kWorthAThreadBytes = 1 << 18;  // the same, of bytes to compare
+constexpr int64_t kWorthAThreadBytes = 1 << 18;  // below which a thread does not pay to compare
 
 Tensor empty(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
   return imgfast::empty({sizes.data(), sizes.size()}, dtype, channels_last);
-}
-
-cpu::View4 view(const Tensor& t) {
-  const auto strides = t.strides();
-  return {t.data_ptr(),
-          {strides[0], strides[1], strides[2], strides[3]},
-          dtype_of(t, "conv_relu_pool", "x")};
 }
 
 // Buffers of the calling thread; each worker has its own for the kernel it runs.
@@ -99,69 +91,6 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
     pack(args);
   }
   return kept;
-}
-
-int64_t work_per_row(const ConvReLUPoolParams& p) {
-  return std::max<int64_t>(
-      1, p.K * p.PW * p.pool_stride_h * p.pool_stride_w * p.R * p.S * (p.C / p.groups));
-}
-
-int64_t threads_for(int64_t work) {
-  return std::clamp<int64_t>(work / kWorthAThread, 1, torch::stable::get_num_threads());
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Shares out direct work in units whose input rows stay in cache, enough of them to keep every
-// thread busy. Of rows and filters those are divided that are more to read.
-void divide_direct(cpu::ConvForwardArgs& args, int64_t element) {
-  const ConvReLUPoolParams& p = *args.params;
-  const int64_t C = p.C / p.groups, K = p.K / p.groups;
-  const int64_t wanted = cpu::kUnitsPerThread * args.threads;
-  const int64_t row_bytes = p.pool_stride_h * p.stride_h * (p.W + 2 * p.padding_w) * C * element;
-  const int64_t filter_bytes = p.R * p.S * C * element;
-  int64_t rows = p.PH, blocks = ceil_div(K, cpu::kFilterStep);
-  while (rows > 1 && rows * row_bytes > kUnitBytes) rows = (rows + 1) / 2;
-  const auto units = [&] {
-    return p.N * p.groups * ceil_div(p.PH, rows) * ceil_div(K, blocks * cpu::kFilterStep);
-  };
-  while (args.threads > 1 && units() < wanted && (rows > 1 || blocks > 1)) {
-    const bool filters_are_more = blocks * cpu::kFilterStep * filter_bytes > rows * row_bytes;
-    if (rows == 1 || (blocks > 1 && filters_are_more)) {
-      blocks = (blocks + 1) / 2;
-    } else {
-      rows = (rows + 1) / 2;
-    }
-  }
-  args.unit_rows = rows;
-  args.unit_filters = blocks * cpu::kFilterStep;
-}
-
-// Shares out depthwise work in units whose strips stay in cache, enough of them to keep every
-// thread busy. `rows` in all take `strip_rows` rows of strips each, and `halo` of them more.
-template <class Args>
-void divide_depthwise(Args& args, int64_t rows, int64_t strip_rows, int64_t halo) {
-  const ConvReLUPoolParams& p = *args.params;
-  const int64_t wanted = args.threads > 1 ? cpu::kUnitsPerThread * args.threads : 1;
-  const int64_t step_bytes =
-      (p.W + 2 * p.padding_w) * cpu::kFilterStep * (args.x.dtype == DType::kFloat64 ? 8 : 4);
-  const int64_t steps = ceil_div(p.C, cpu::kFilterStep);
-  args.unit_rows = rows;
-  // Long runs of memory: many channels of a row where they lie together, many rows where apart.
-  int64_t blocks = args.x.stride[1] == 1 ? steps : 1;
-  const auto too_large = [&] {
-    return (args.unit_rows * strip_rows + halo) * blocks * step_bytes > kUnitBytes ||
-           p.N * ceil_div(rows, args.unit_rows) * ceil_div(steps, blocks) < wanted;
-  };
-  while (too_large() && (args.unit_rows > 1 || blocks > 1)) {
-    // The halo is read once more for each unit.
-    if (blocks == 1 || (args.unit_rows > 1 && args.unit_rows * strip_rows >= 4 * halo)) {
-      args.unit_rows = (args.unit_rows + 1) / 2;
-    } else {
-      blocks = (blocks + 1) / 2;
-    }
-  }
-  args.unit_filters = blocks * cpu::kFilterStep;
 }
 
 // Which of a pass's kernels runs: see ConvReLUPoolKernels.

@@ -86,6 +86,13 @@ static inline bool is_depthwise(const ConvReLUPoolParams& p) {
   return p.groups > 1 && p.groups == p.C && p.groups == p.K;
 }
 
+// Whether every tap lies inside the image. P and Q may ask for more padding below and on the right.
+static inline bool reads_no_padding(const ConvReLUPoolParams& p) {
+  return p.padding_h == 0 && p.padding_w == 0 &&
+         (p.P - 1) * p.stride_h + (p.R - 1) * p.dilation_h < p.H &&
+         (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w < p.W;
+}
+
 // Windows of 2 x 2 that do not overlap and lie inside the map.
 static inline bool whole_2x2_windows(const ConvReLUPoolParams& p) {
   return p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&

@@ -1,7 +1,8 @@
 """Fused image operators for PyTorch: ``pool(activation(conv2d(x)))`` and cross-entropy in one pass.
 
-``imgfast.nn`` holds the layers; ``imgfast.conv_relu_pool``, ``imgfast.cross_entropy`` and
-``imgfast.linear_cross_entropy`` are the functions, ``imgfast.dispatch_info`` tells which code runs.
+``imgfast.nn`` holds the layers; ``imgfast.conv_relu_pool``, ``imgfast.upsample_conv_relu``,
+``imgfast.cross_entropy`` and ``imgfast.linear_cross_entropy`` are the functions,
+``imgfast.dispatch_info`` tells which code runs.
 ``imgfast`` on the command line trains and uses an image classifier.
 """
 
@@ -20,6 +21,7 @@ from imgfast.ops.conv_relu_pool import conv_relu_pool, dispatch_info
 from imgfast.ops.cross_entropy import cross_entropy
 from imgfast.ops.linear_cross_entropy import linear_cross_entropy
 from imgfast.ops.margin_loss import arcface_loss, cosface_loss
+from imgfast.ops.upsample_conv_relu import upsample_conv_relu
 
 # As torch.backends.cudnn.benchmark: whether conv_relu_pool times its routes the first time it meets
 # a configuration, and remembers the fastest, in place of a fixed rule. It is asked at every call.
@@ -34,4 +36,5 @@ __all__ = [
     "dispatch_info",
     "linear_cross_entropy",
     "nn",
+    "upsample_conv_relu",
 ]

@@ -10,6 +10,7 @@ from imgfast.ops.conv_relu_pool import conv_relu_pool
 from imgfast.ops.cross_entropy import cross_entropy
 from imgfast.ops.linear_cross_entropy import linear_cross_entropy
 from imgfast.ops.margin_loss import arcface_loss, cosface_loss
+from imgfast.ops.upsample_conv_relu import upsample_conv_relu
 
 
 class ConvReLUPool2d(torch.nn.Conv2d):
@@ -103,6 +104,70 @@ class ConvReLUPool2d(torch.nn.Conv2d):
     def extra_repr(self):
         text = f"{super().extra_repr()}, activation={self.activation}, pool={self.pool}"
         return text if self.pool == "none" else f"{text}, pool_size={self.pool_size}"
+
+
+class UpsampleConvReLU2d(torch.nn.Conv2d):
+    """Equals ``Upsample(scale_factor)`` (nearest), ``Conv2d`` and activation in sequence, as one
+    fused operator.
+
+    A :class:`torch.nn.Conv2d` of stride 1 with the same parameters (``weight``, ``bias``),
+    initialisation and ``state_dict``.
+
+    Args:
+        in_channels, out_channels, kernel_size, padding, groups, bias, device, dtype: as in
+            :class:`torch.nn.Conv2d`.
+        scale_factor, activation, algorithm: as in :func:`imgfast.upsample_conv_relu`.
+
+    Shape:
+        ``[N, C, H, W]`` or ``[C, H, W]`` to ``[N, K, 2 H, 2 W]`` or ``[K, 2 H, 2 W]`` by default.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        padding=1,
+        groups=1,
+        bias=True,
+        *,
+        scale_factor=2,
+        activation="relu",
+        algorithm="auto",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=padding,
+            groups=groups,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.scale_factor = scale_factor
+        self.activation = activation
+        self.algorithm = algorithm
+
+    def forward(self, input):
+        return upsample_conv_relu(
+            input,
+            self.weight,
+            self.bias,
+            scale_factor=self.scale_factor,
+            padding=self.padding,
+            groups=self.groups,
+            activation=self.activation,
+            algorithm=self.algorithm,
+        )
+
+    def extra_repr(self):
+        return (
+            f"{super().extra_repr()}, scale_factor={self.scale_factor}, "
+            f"activation={self.activation}"
+        )
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):

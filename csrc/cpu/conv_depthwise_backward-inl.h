@@ -279,8 +279,8 @@ struct DepthwiseWeightPlan {
     const ConvReLUPoolParams& p = *a.params;
     width = (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w + 1;
     strip_rows = (units.unit_rows - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
-    in_place = is_computed_as_stored<X>(a.x.dtype) && p.padding_h == 0 && p.padding_w == 0 &&
-               a.x.stride[1] == 1 && p.C % X::kLanes == 0;
+    in_place = is_computed_as_stored<X>(a.x.dtype) && reads_no_padding(p) && a.x.stride[1] == 1 &&
+               p.C % X::kLanes == 0;
   }
 
   // [vector of channels][R][S][lanes]

@@ -62,8 +62,8 @@ struct ForwardPlan {
     rows = (min_of(conv_rows, p.P) - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1;
 
     widened = !is_computed_as_stored<X>(a.x.dtype);
-    in_place = !widened && p.padding_h == 0 && p.padding_w == 0 &&
-               (a.x.stride[1] == 1 || channels == 1) && (!kDepthwise || K == filters);
+    in_place = !widened && reads_no_padding(p) && (a.x.stride[1] == 1 || channels == 1) &&
+               (!kDepthwise || K == filters);
     const int64_t col = in_place ? a.x.stride[3] : channels;
     const int64_t row = in_place ? a.x.stride[2] : width * channels;
     // The taps of a row are one run.

@@ -62,6 +62,8 @@ struct GradientRows {
            (p.pool == Pool::kNone && p.activation != Activation::kNone);
   }
 
+  GradientRows(typename X::T* grad, typename X::T* y, int64_t K) : grad(grad), y(y), K(K) {}
+
   GradientRows(Arena& arena, const ConvReLUPoolParams& p, int64_t K, int64_t rows) : K(K) {
     grad = arena.take<typename X::T>(rows * p.PW * K);
     y = arena.take<typename X::T>(needs_y(p) ? rows * p.PW * K : 0);
@@ -162,6 +164,15 @@ struct GradientRows {
     }
   }
 };
+
+static void conv_output_gradient(const ConvBackwardArgs& a, int64_t n, void* out, void* room) {
+  with_compute(a.grad_y.dtype, [&](auto x) {
+    using T = typename decltype(x)::T;
+    const ConvReLUPoolParams& p = *a.params;
+    GradientRows<decltype(x)>(static_cast<T*>(out), static_cast<T*>(room), p.K)
+        .stage(a, n, 0, 0, p.P);
+  });
+}
 
 // sums[k] += the gradients of all positions, grad [positions][step], of which the first K count. In
 // four parts, since a sum that waits for itself wastes four cycles.

@@ -74,6 +74,9 @@ struct ConvReLUPoolKernels {
   PackedKernel<ConvForwardArgs> forward[3];
   PackedKernel<ConvBackwardArgs> input[3];
   SummedKernel weight[3];
+  // Without a pool, the gradient at the convolution's output of image n, [P, Q, K] of the compute
+  // type, from that at y; room for as many numbers again where the activation is differentiated.
+  void (*output_gradient)(const ConvBackwardArgs&, int64_t n, void* out, void* room);
 };
 
 }  // namespace imgfast::cpu

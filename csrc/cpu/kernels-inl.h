@@ -40,6 +40,7 @@ const KernelTable kTable = {
                         winograd_weight_units, winograd_weight, winograd_weight_reduce},
                        {depthwise_weight_partial_size, depthwise_weight_scratch,
                         depthwise_weight_units, depthwise_weight, depthwise_weight_reduce}},
+            .output_gradient = conv_output_gradient,
         },
     .cross_entropy =
         {

@@ -6,6 +6,8 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+from imgfast.engine import interrupts
+
 
 def version() -> str:
     """Of the package ``tensorboard``, or that it is missing."""
@@ -30,16 +32,19 @@ class EventLog:
         except ImportError:
             self.writer = None
         else:
-            self.writer = SummaryWriter(str(folder), purge_step=epoch)
+            with interrupts.held_back():  # it has a thread, and locks
+                self.writer = SummaryWriter(str(folder), purge_step=epoch)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Write the metrics of ``metrics["epoch"]``."""
         if self.writer is not None:
-            for name, value in metrics.items():
-                if name != "epoch":
-                    self.writer.add_scalar(name, value, metrics["epoch"])
+            with interrupts.held_back():
+                for name, value in metrics.items():
+                    if name != "epoch":
+                        self.writer.add_scalar(name, value, metrics["epoch"])
 
     def close(self) -> None:
         """Write out what is still in memory."""
         if self.writer is not None:
-            self.writer.close()
+            with interrupts.held_back():
+                self.writer.close()
