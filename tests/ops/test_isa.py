@@ -14,6 +14,7 @@ SUBSETS = {
     " or (few_channels and channels_last) or depthwise",
     "test_conv_relu_pool_winograd.py": "map_sizes or channels_and_filters or codes",
     "test_conv_relu_pool_autograd.py": "gradcheck",
+    "test_upsample_conv_relu.py": "values or dtypes",
     "test_linear_cross_entropy.py": "sizes or options or special",
     "test_cross_entropy_extras.py": "parts or lam_at or infinite_logits or test_correct",
     "test_cross_entropy.py": "counts or layouts or special or blocks or rising or float16",
@@ -46,7 +47,7 @@ def test_forced(isa, file):
         pytest.skip(f"this processor or system has no {isa}")
     if isa == _C.cpu_isa():
         pytest.skip(f"{isa} is what the other tests run on")
-    some = ["--one-in", "3"] if isa == "generic" else []  # the slowest, and of the same source
+    some = ["--one-in", "5"] if isa == "generic" else []  # the slowest, and of the same source
     options = ["-q", "-x", "-m", "not simt and not cuda", "-k", SUBSETS[file], *some]
     result = run(isa, "-m", "pytest", *options, file)
     assert result.returncode == 0, result.stdout[-4000:]
