@@ -12,7 +12,6 @@
 #include "conv_relu_pool_call.h"
 #include "conv_units.h"
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
 #include "cpu/weight_cache.h"
 #include "empty.h"
 #include "tensor_dtype.h"
@@ -25,9 +24,6 @@ constexpr int64_t kWorthAThreadBytes = 1 << 18;  // below which a thread does no
 Tensor empty(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
   return imgfast::empty({sizes.data(), sizes.size()}, dtype, channels_last);
 }
-
-// Buffers of the calling thread; each worker has its own for the kernel it runs.
-thread_local cpu::Scratch shared_buffer, thread_buffer;
 
 // std::memcmp, but for 0 or not 0 only, by all threads.
 int compare_bytes(const void* a, const void* b, size_t bytes) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cpu/conv_relu_pool.h"
+#include "cpu/scratch.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
@@ -14,6 +15,9 @@ namespace imgfast {
 inline constexpr int64_t kUnitBytes = 128 << 10;  // input rows that one unit of forward work stages
 inline constexpr int64_t kWorthAThread = 1
                                          << 16;  // multiply-adds below which a thread does not pay
+
+// Buffers of the calling thread; each worker has its own for the kernel it runs.
+inline thread_local cpu::Scratch shared_buffer, thread_buffer;
 
 inline cpu::View4 view(const torch::stable::Tensor& t) {
   const auto strides = t.strides();

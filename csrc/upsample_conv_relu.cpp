@@ -19,7 +19,6 @@
 #include "conv_relu_pool_call.h"
 #include "conv_units.h"
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
 #include "empty.h"
 
 namespace imgfast {
@@ -31,9 +30,6 @@ constexpr int kParities = 4;                // of row and column: 2 * (row % 2) 
 Tensor new_tensor(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
   return empty({sizes.data(), sizes.size()}, dtype, channels_last);
 }
-
-// Buffers of the calling thread; each worker has its own.
-thread_local cpu::Scratch shared_buffer, thread_buffer, gradient_buffer;
 
 // A call: the whole convolution, of the upsampled map, and what it is made of.
 struct Call {
@@ -95,21 +91,18 @@ struct Call {
   DType dtype() const { return compute == ScalarType::Double ? DType::kFloat64 : DType::kFloat32; }
 };
 
-// The rows and columns of one parity.
-cpu::View4 part_of(const cpu::View4& v, int i) {
-  const int64_t bytes = v.dtype == DType::kFloat64 ? 8 : v.dtype == DType::kFloat32 ? 4 : 2;
+// The view that begins so many elements further on.
+cpu::View4 from(const cpu::View4& v, int64_t elements) {
   cpu::View4 part = v;
-  part.data = static_cast<char*>(v.data) + (i / 2 * v.stride[2] + i % 2 * v.stride[3]) * bytes;
-  part.stride[2] *= 2;
-  part.stride[3] *= 2;
+  part.data = static_cast<char*>(v.data) + elements * bytes_of(v.dtype);
   return part;
 }
 
-// The images from n on.
-cpu::View4 images_of(const cpu::View4& v, int64_t n) {
-  const int64_t bytes = v.dtype == DType::kFloat64 ? 8 : v.dtype == DType::kFloat32 ? 4 : 2;
-  cpu::View4 part = v;
-  part.data = static_cast<char*>(v.data) + n * v.stride[0] * bytes;
+// The rows and columns of one parity.
+cpu::View4 part_of(const cpu::View4& v, int i) {
+  cpu::View4 part = from(v, i / 2 * v.stride[2] + i % 2 * v.stride[3]);
+  part.stride[2] *= 2;
+  part.stride[3] *= 2;
   return part;
 }
 
@@ -217,7 +210,11 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
     args[i].bias = wide_bias ? wide_bias->data_ptr() : nullptr;
     args[i].y = part_of(view(y), i);
     args[i].threads = torch::stable::get_num_threads();
-    if (choice == 0) divide_direct(args[i], call.width());
+  }
+  if (choice == 0) divide_direct(args[0], call.width());
+  for (cpu::ConvForwardArgs& of_parity : args) {  // the same units, which padding has a say in
+    of_parity.unit_rows = args[0].unit_rows;
+    of_parity.unit_filters = args[0].unit_filters;
   }
   const int64_t pack_bytes = (kernel.pack_size(args[0]) + 63) / 64 * 64;
   char* packed = static_cast<char*>(shared_buffer.reserve(kParities * pack_bytes));
@@ -235,152 +232,232 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
   return channels_last ? y : torch::stable::contiguous(y);
 }
 
-// The gradients, a few images at a time: the gradient at their convolution's output stays in the
-// cache of the thread that all gradients are computed by.
+// The gradients of x, weight and bias, from expanded gradients: those at the convolution's output,
+// [images, P, Q, K] of the compute type.
+class Backward {
+ public:
+  Backward(const Call& call, const Tensor& x, const Tensor& weight, int64_t slots, int64_t chunk,
+           bool need_x, bool need_weight, bool need_bias)
+      : call_(call),
+        adjoint_(call.adjoint(chunk)),
+        parity_(call.parity),
+        slots_(slots),
+        image_(call.whole.K * call.whole.P * call.whole.Q),
+        sums_weight_(need_weight),
+        sums_bias_(need_bias) {
+    const ConvReLUPoolParams& whole = call.whole;
+    const int64_t filters = whole.K * whole.C;
+    if (need_x) {
+      grad_x_ = new_tensor({whole.N, whole.C, whole.H / 2, whole.W / 2}, x.scalar_type(),
+                           answers_channels_last(x, weight));
+      const Tensor wide = widened(weight, call.compute);
+      turned_ = new_tensor({whole.K, whole.C, 4, 4}, call.compute);
+      with_type(call.compute, [&](auto t) {
+        using T = decltype(t);
+        fold_adjoint(static_cast<const T*>(wide.data_ptr()), filters,
+                     static_cast<T*>(turned_.data_ptr()));
+      });
+      to_x_.params = &adjoint_;
+      to_x_.x = expanded(nullptr);
+      to_x_.weight = {turned_.data_ptr(), {16, 16 * whole.C, 4, 1}, call.dtype()};  // [C, K, 4, 4]
+      to_x_.y = view(grad_x_);
+      to_x_.threads = 1;
+      if (!adjoint_.winograd) divide_direct(to_x_, call.width());
+    }
+    if (sums()) {
+      folded_ = new_tensor({kParities, whole.K, whole.C, 2, 2}, call.compute);
+      for (int i = 0; i < kParities; i++) {
+        parity_[i].N = chunk;
+        parity_[i].activation = Activation::kNone;
+        parity_[i].winograd = need_weight ? whole.winograd & kWinogradWeight : 0;
+        to_weight_[i].params = &parity_[i];
+        to_weight_[i].grad_y = expanded(nullptr);
+        to_weight_[i].x = view(x);
+        to_weight_[i].grad_weight =
+            dense_view(static_cast<char*>(folded_.data_ptr()) + i * filters * 4 * call.width(),
+                       {whole.K, whole.C, 2, 2}, call.dtype());
+        to_weight_[i].threads = 1;
+      }
+    }
+    take_memory();
+  }
+
+  bool wants_x() const { return to_x_.params; }
+  bool sums() const { return sums_weight_ || sums_bias_; }
+  int64_t scratch() const { return scratch_; }
+  int64_t units_of_x() const { return wants_x() ? input().units(to_x_) : 0; }
+
+  // Units of the rows of grad_x of `images` images from n on, by default all.
+  void run_x(void* gradient, int64_t n, int64_t images, void* scratch, int64_t begin = 0,
+             int64_t end = -1) const {
+    ConvReLUPoolParams p = adjoint_;
+    p.N = images;
+    cpu::ConvForwardArgs part = to_x_;
+    part.params = &p;
+    part.x = expanded(gradient);
+    part.y = from(to_x_.y, n * to_x_.y.stride[0]);
+    input().run(part, begin, end < 0 ? input().units(part) : end, scratch);
+  }
+
+  // Adds one parity of `images` images from n on to a slot.
+  void run_weight(int i, void* gradient, int64_t n, int64_t images, int64_t slot,
+                  void* scratch) const {
+    ConvReLUPoolParams p = parity_[i];
+    p.N = images;
+    cpu::ConvBackwardArgs part = to_weight_[i];
+    part.params = &p;
+    part.grad_y = part_of(expanded(gradient), i);
+    part.x = from(to_weight_[i].x, n * to_weight_[i].x.stride[0]);
+    weights().run(part, 0, weights().units(part), slot, scratch);
+  }
+
+  // Adds up slots and parities. The gradients are in the layouts of stock's, and have no element
+  // where they are not needed.
+  std::tuple<Tensor, Tensor, Tensor> finish(const Tensor& x, const Tensor& weight) {
+    const ConvReLUPoolParams& whole = call_.whole;
+    Tensor grad_weight =
+        new_tensor(sums_weight_ ? Ints{whole.K, whole.C, 3, 3} : Ints{0}, call_.compute);
+    Tensor grad_bias = new_tensor({sums_bias_ ? whole.K : 0}, call_.compute);
+    with_type(call_.compute, [&](auto t) {
+      using T = decltype(t);
+      if (sums_weight_) {
+        for (cpu::ConvBackwardArgs& args : to_weight_) {
+          args.partial_bias = nullptr;
+          weights().reduce(args, slots_);
+        }
+        unfold_parities(static_cast<const T*>(folded_.data_ptr()), whole.K * whole.C,
+                        static_cast<T*>(grad_weight.data_ptr()));
+      }
+      T* bias = static_cast<T*>(grad_bias.data_ptr());
+      for (int64_t k = 0; k < whole.K && sums_bias_; k++) {
+        bias[k] = 0;
+        for (int64_t i = 0; i < kParities * slots_; i++) {
+          bias[k] += static_cast<const T*>(bias_)[i * whole.K + k];
+        }
+      }
+    });
+    if (call_.compute != x.scalar_type()) {
+      grad_weight = torch::stable::to(grad_weight, x.scalar_type());
+      grad_bias = torch::stable::to(grad_bias, x.scalar_type());
+    }
+    if (sums_weight_ && is_channels_last(weight)) {
+      Tensor laid = new_tensor({whole.K, whole.C, 3, 3}, x.scalar_type(), true);
+      torch::stable::copy_(laid, grad_weight);
+      grad_weight = laid;
+    }
+    return {wants_x() ? grad_x_ : new_tensor({0}, x.scalar_type()), grad_weight, grad_bias};
+  }
+
+ private:
+  const cpu::PackedKernel<cpu::ConvForwardArgs>& input() const {
+    return cpu::kernels().conv_relu_pool.forward[adjoint_.winograd ? 1 : 0];
+  }
+  const cpu::SummedKernel& weights() const {
+    return cpu::kernels().conv_relu_pool.weight[parity_[0].winograd ? 1 : 0];
+  }
+
+  cpu::View4 expanded(void* gradient) const {  // channels_last
+    const ConvReLUPoolParams& whole = call_.whole;
+    return {gradient, {image_, 1, whole.Q * whole.K, whole.K}, call_.dtype()};
+  }
+
+  // Packed weights, and the sums of every parity and slot.
+  void take_memory() {
+    const auto whole_lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+    const int64_t pack = wants_x() ? whole_lines(input().pack_size(to_x_)) : 0;
+    int64_t weight = 0, bias = 0;
+    if (sums_weight_) weight = whole_lines(slots_ * weights().partial_size(to_weight_[0]));
+    if (sums_bias_) bias = slots_ * call_.whole.K * call_.width();
+    const int64_t zeroed = kParities * (weight + bias);
+    char* memory = static_cast<char*>(shared_buffer.reserve(pack + zeroed));
+    std::fill_n(memory + pack, zeroed, 0);
+    if (wants_x()) {
+      to_x_.packed_weight = memory;
+      input().pack(to_x_);
+      scratch_ = input().scratch(to_x_);
+    }
+    bias_ = memory + pack + kParities * weight;
+    for (int i = 0; i < kParities && sums(); i++) {
+      if (sums_weight_) to_weight_[i].partial_weight = memory + pack + i * weight;
+      if (sums_bias_) to_weight_[i].partial_bias = static_cast<char*>(bias_) + i * bias;
+      scratch_ = std::max(scratch_, weights().scratch(to_weight_[i]));
+    }
+    scratch_ = whole_lines(scratch_);
+  }
+
+  const Call& call_;
+  ConvReLUPoolParams adjoint_;
+  std::array<ConvReLUPoolParams, kParities> parity_;
+  int64_t slots_, image_, scratch_ = 0;
+  bool sums_weight_, sums_bias_;
+  Tensor grad_x_, turned_, folded_;
+  cpu::ConvForwardArgs to_x_{};
+  std::array<cpu::ConvBackwardArgs, kParities> to_weight_{};
+  void* bias_ = nullptr;
+};
+
 std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& y,
     int64_t activation, int64_t winograd, bool need_x, bool need_weight, bool need_bias) {
   const Call call(x, weight, activation, winograd);
-  const ConvReLUPoolParams& whole = call.whole;
-  const GradientReads reads = check_gradient(whole, x, grad_y, y, std::nullopt);
-  const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
-  const int64_t filters = whole.K * whole.C, image = whole.K * whole.P * whole.Q;
-  const bool sums = need_weight || need_bias;
+  const int64_t N = call.whole.N;
+  const GradientReads reads = check_gradient(call.whole, x, grad_y, y, std::nullopt);
+  const auto expand = cpu::kernels().conv_relu_pool.output_gradient;
+  cpu::ConvBackwardArgs at_y{};
+  at_y.params = &call.whole;
+  at_y.grad_y = view(grad_y);
+  if (reads.y) at_y.y = view(*y);
 
-  const int64_t threads = threads_for(whole.N * whole.PH * work_per_row(whole));
-  const int64_t slots = std::min(threads, whole.N), per_slot = (whole.N + slots - 1) / slots;
-  const int64_t chunk = std::clamp<int64_t>(kChunkBytes / (image * call.width()), 1, per_slot);
-  const ConvReLUPoolParams adjoint = call.adjoint(chunk);
-
-  cpu::ConvBackwardArgs from{};
-  from.params = &whole;
-  from.grad_y = view(grad_y);
-  if (reads.y) from.y = view(*y);
-
-  // x's gradient.
-  Tensor grad_x = new_tensor(need_x ? Ints{whole.N, whole.C, whole.H / 2, whole.W / 2} : Ints{0},
-                             x.scalar_type(), need_x && answers_channels_last(x, weight));
-  const auto& input = kernels.forward[adjoint.winograd & kWinogradForward ? 1 : 0];
-  cpu::ConvForwardArgs to_x{};
-  Tensor turned;
-  int64_t input_scratch = 0;
-  const cpu::View4 of_gradient = {
-      nullptr, {image, 1, whole.Q * whole.K, whole.K}, call.dtype()};  // channels_last
-  if (need_x) {
-    const Tensor wide = widened(weight, call.compute);
-    turned = new_tensor({whole.K, whole.C, 4, 4}, call.compute);
-    with_type(call.compute, [&](auto t) {
-      using T = decltype(t);
-      fold_adjoint(static_cast<const T*>(wide.data_ptr()), filters,
-                   static_cast<T*>(turned.data_ptr()));
+  const int64_t image_bytes = call.whole.K * call.whole.P * call.whole.Q * call.width();
+  const int64_t threads = threads_for(N * call.whole.PH * work_per_row(call.whole));
+  if (N >= threads) {
+    // A thread expands a few images, which stay in its cache while all gradients are computed.
+    const int64_t slots = std::min(threads, N), most = (N + slots - 1) / slots;
+    const int64_t chunk = std::clamp<int64_t>(kChunkBytes / image_bytes, 1, most);
+    Backward backward(call, x, weight, slots, chunk, need_x, need_weight, need_bias);
+    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+      char* scratch = static_cast<char*>(
+          thread_buffer.reserve(backward.scratch() + (chunk + reads.y) * image_bytes));
+      char* gradient = scratch + backward.scratch();
+      for (int64_t slot = begin; slot < end; slot++) {
+        const int64_t last = N * (slot + 1) / slots;
+        for (int64_t n = N * slot / slots; n < last; n += chunk) {
+          const int64_t images = std::min(chunk, last - n);
+          for (int64_t i = 0; i < images; i++) {
+            expand(at_y, n + i, gradient + i * image_bytes, gradient + chunk * image_bytes);
+          }
+          if (need_x) backward.run_x(gradient, n, images, scratch);
+          for (int i = 0; i < kParities && backward.sums(); i++) {
+            backward.run_weight(i, gradient, n, images, slot, scratch);
+          }
+        }
+      }
     });
-    to_x.params = &adjoint;
-    to_x.x = of_gradient;
-    to_x.weight = {turned.data_ptr(), {16, 16 * whole.C, 4, 1}, call.dtype()};  // [C, K, 4, 4]
-    to_x.y = view(grad_x);
-    to_x.threads = 1;
-    if (!(adjoint.winograd & kWinogradForward)) divide_direct(to_x, call.width());
+    return backward.finish(x, weight);
   }
-
-  // Weight's and bias's: each slot has the sums of all parities.
-  std::array<ConvReLUPoolParams, kParities> parity = call.parity;
-  std::array<cpu::ConvBackwardArgs, kParities> to_weight{};
-  const auto& weights = kernels.weight[need_weight && (whole.winograd & kWinogradWeight) ? 1 : 0];
-  Tensor folded = new_tensor(Ints{kParities, whole.K, whole.C, 2, 2}, call.compute);
-  Tensor bias_sums = new_tensor(Ints{whole.K}, call.compute);
-  int64_t partial_bytes = 0, weight_scratch = 0;
-  for (int i = 0; i < kParities && sums; i++) {
-    parity[i].N = chunk;
-    parity[i].activation = Activation::kNone;
-    parity[i].winograd = need_weight ? whole.winograd & kWinogradWeight : 0;
-    to_weight[i].params = &parity[i];
-    to_weight[i].grad_y = part_of(of_gradient, i);
-    to_weight[i].x = view(x);
-    to_weight[i].grad_weight =
-        dense_view(static_cast<char*>(folded.data_ptr()) + i * filters * 4 * call.width(),
-                   {whole.K, whole.C, 2, 2}, call.dtype());
-    to_weight[i].grad_bias = bias_sums.data_ptr();
-    to_weight[i].threads = 1;
-    partial_bytes = need_weight ? slots * weights.partial_size(to_weight[i]) : 0;
-    weight_scratch = std::max(weight_scratch, weights.scratch(to_weight[i]));
-  }
-  partial_bytes = (partial_bytes + 63) / 64 * 64;
-  const int64_t bias_bytes = need_bias ? slots * whole.K * call.width() : 0;
-  const int64_t pack_bytes = need_x ? (input.pack_size(to_x) + 63) / 64 * 64 : 0;
-  const int64_t zeroed = kParities * partial_bytes + bias_bytes;
-  char* shared = static_cast<char*>(shared_buffer.reserve(pack_bytes + zeroed));
-  std::fill_n(shared + pack_bytes, zeroed, 0);
-  if (need_x) {
-    to_x.packed_weight = shared;
-    input.pack(to_x);
-    input_scratch = input.scratch(to_x);
-  }
-  for (int i = 0; i < kParities && sums; i++) {
-    if (need_weight) to_weight[i].partial_weight = shared + pack_bytes + i * partial_bytes;
-    if (need_bias) to_weight[i].partial_bias = shared + pack_bytes + kParities * partial_bytes;
-  }
-
-  torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
-    const int64_t image_bytes = image * call.width();
-    char* gradient =
-        static_cast<char*>(gradient_buffer.reserve((chunk + (reads.y ? 1 : 0)) * image_bytes));
-    void* scratch = thread_buffer.reserve(std::max(input_scratch, weight_scratch));
-    for (int64_t slot = begin; slot < end; slot++) {
-      const int64_t last = whole.N * (slot + 1) / slots;
-      for (int64_t n = whole.N * slot / slots; n < last; n += chunk) {
-        const int64_t images = std::min(chunk, last - n);
-        for (int64_t i = 0; i < images; i++) {
-          kernels.output_gradient(from, n + i, gradient + i * image_bytes,
-                                  gradient + chunk * image_bytes);
-        }
-        cpu::View4 expanded = of_gradient;
-        expanded.data = gradient;
-        if (need_x) {
-          ConvReLUPoolParams p = adjoint;
-          p.N = images;
-          cpu::ConvForwardArgs part = to_x;
-          part.params = &p;
-          part.x = expanded;
-          part.y = images_of(to_x.y, n);
-          input.run(part, 0, input.units(part), scratch);
-        }
-        for (int i = 0; i < kParities && sums; i++) {
-          ConvReLUPoolParams p = parity[i];
-          p.N = images;
-          cpu::ConvBackwardArgs part = to_weight[i];
-          part.params = &p;
-          part.grad_y = part_of(expanded, i);
-          part.x = images_of(to_weight[i].x, n);
-          weights.run(part, 0, weights.units(part), slot, scratch);
-        }
+  // Fewer images than threads: these share the parities and the rows of grad_x.
+  Backward backward(call, x, weight, 1, N, need_x, need_weight, need_bias);
+  Tensor gradients = new_tensor({2 * N, call.whole.K, call.whole.P, call.whole.Q}, call.compute);
+  char* gradient = static_cast<char*>(gradients.data_ptr());
+  torch::stable::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; n++) {
+      expand(at_y, n, gradient + n * image_bytes, gradient + (N + n) * image_bytes);
+    }
+  });
+  const int64_t units = backward.units_of_x(), parts = std::min(units, threads * 2);
+  const int64_t sums = backward.sums() ? kParities : 0;
+  torch::stable::parallel_for(0, sums + parts, 1, [&](int64_t begin, int64_t end) {
+    void* scratch = thread_buffer.reserve(backward.scratch());
+    for (int64_t task = begin; task < end; task++) {
+      if (task < sums) {
+        backward.run_weight(static_cast<int>(task), gradient, 0, N, 0, scratch);
+      } else {
+        const int64_t part = task - sums;
+        backward.run_x(gradient, 0, N, scratch, units * part / parts, units * (part + 1) / parts);
       }
     }
   });
-
-  Tensor grad_weight =
-      new_tensor(need_weight ? Ints{whole.K, whole.C, 3, 3} : Ints{0}, call.compute);
-  for (int i = 0; i < kParities && sums; i++) {
-    if (i > 0) to_weight[i].partial_bias = nullptr;  // added up once
-    weights.reduce(to_weight[i], slots);
-  }
-  if (need_weight) {
-    with_type(call.compute, [&](auto t) {
-      using T = decltype(t);
-      unfold_parities(static_cast<const T*>(folded.data_ptr()), filters,
-                      static_cast<T*>(grad_weight.data_ptr()));
-    });
-  }
-  Tensor grad_bias = need_bias ? bias_sums : new_tensor(Ints{0}, call.compute);
-  if (call.compute != x.scalar_type()) {
-    grad_weight = torch::stable::to(grad_weight, x.scalar_type());
-    grad_bias = torch::stable::to(grad_bias, x.scalar_type());
-  }
-  if (need_weight && is_channels_last(weight)) {
-    Tensor laid = new_tensor({whole.K, whole.C, 3, 3}, x.scalar_type(), true);
-    torch::stable::copy_(laid, grad_weight);
-    grad_weight = laid;
-  }
-  return {grad_x, grad_weight, grad_bias};
+  return backward.finish(x, weight);
 }
 
 }  // namespace

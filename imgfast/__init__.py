@@ -21,7 +21,7 @@ from imgfast.ops.conv_relu_pool import conv_relu_pool, dispatch_info
 from imgfast.ops.cross_entropy import cross_entropy
 from imgfast.ops.linear_cross_entropy import linear_cross_entropy
 from imgfast.ops.margin_loss import arcface_loss, cosface_loss
-from imgfast.ops.upsample_conv_relu import upsample_conv_relu
+from imgfast.ops.upsample_conv_relu import upsample_conv_relu, upsample_dispatch_info
 
 # As torch.backends.cudnn.benchmark: whether conv_relu_pool times its routes the first time it meets
 # a configuration, and remembers the fastest, in place of a fixed rule. It is asked at every call.
@@ -37,4 +37,5 @@ __all__ = [
     "linear_cross_entropy",
     "nn",
     "upsample_conv_relu",
+    "upsample_dispatch_info",
 ]

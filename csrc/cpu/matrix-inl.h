@@ -134,10 +134,6 @@ static inline bool is_computed_as_stored(DType dtype) {
   return dtype == (kSameType<X, F64> ? DType::kFloat64 : DType::kFloat32);
 }
 
-static inline int64_t bytes_of(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 // copy_matrix from a tensor of that dtype, channels together in dst.
 template <class X>
 [[gnu::noinline]] static void read_matrix(DType dtype, const void* src, int64_t src_col,

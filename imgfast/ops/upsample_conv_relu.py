@@ -64,7 +64,8 @@ def upsample_conv_relu(
         - Deterministic: the same bits for the same arguments and number of threads.
         - Other filters and scale factors, other devices than the CPU, tensor subclasses,
           derivatives of gelu and silu, ``torch.func`` transforms and forward-mode derivatives run
-          the stock composition. Second derivatives are the stock composition's.
+          the stock composition; :func:`imgfast.upsample_dispatch_info` tells which and why. Second
+          derivatives are the stock composition's.
 
     Source:
         A. Odena, V. Dumoulin and C. Olah, Deconvolution and Checkerboard Artifacts, 2016
@@ -74,11 +75,29 @@ def upsample_conv_relu(
     if autocast.is_active(x):
         x, weight, bias = _autocast(x, weight, bias)
     spec = Spec.of(scale_factor, padding, groups, activation, algorithm)
-    return _run(x, weight, bias, spec, route_of(x, weight, bias, spec))
+    return _run(x, weight, bias, spec, _route_of(x, weight, bias, spec))
 
 
-def route_of(x, weight, bias, spec) -> Route:
-    """Which code runs these tensors, and why."""
+def upsample_dispatch_info(
+    x,
+    weight,
+    bias=None,
+    *,
+    scale_factor=2,
+    padding=1,
+    groups=1,
+    activation="relu",
+    algorithm="auto",
+) -> Route:
+    """Which route :func:`upsample_conv_relu` takes for these very arguments, and why; see
+    :func:`imgfast.dispatch_info`."""
+    if autocast.is_active(x):
+        x, weight, bias = _autocast(x, weight, bias)
+    spec = Spec.of(scale_factor, padding, groups, activation, algorithm)
+    return _route_of(x, weight, bias, spec)
+
+
+def _route_of(x, weight, bias, spec) -> Route:
     tensors = [t for t in (x, weight, bias) if t is not None]
     plain = torch.compiler.is_compiling() or all(
         type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout is torch.strided for t in tensors
@@ -86,6 +105,9 @@ def route_of(x, weight, bias, spec) -> Route:
     return choose(
         spec,
         plain and all(t.is_cpu and t.dtype == x.dtype for t in tensors),
+        not any(
+            t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight)
+        ),
         x.dtype,
         tuple(x.shape),
         tuple(weight.shape),

@@ -54,8 +54,12 @@ class Spec(NamedTuple):
         return tuple(ACTIVATIONS).index(self.activation)
 
 
-def choose(spec, plain, dtype, x_shape, weight_shape, bias_shape, transformed, needs_grad):
-    """The route for a Spec and the facts that upsample_conv_relu gathers of its tensors."""
+def choose(spec, plain, planar, dtype, x_shape, weight_shape, bias_shape, transformed, needs_grad):
+    """The route for a Spec and the facts that upsample_conv_relu gathers of its tensors.
+
+    Args:
+        planar: whether the output is NCHW.
+    """
     if spec.algorithm == "stock":
         return conv.Route("stock", None, "asked for")
     obstacle = (
@@ -64,6 +68,8 @@ def choose(spec, plain, dtype, x_shape, weight_shape, bias_shape, transformed, n
     obstacle = obstacle or _no_kernel(
         spec, plain, dtype, x_shape, weight_shape, bias_shape, needs_grad
     )
+    if obstacle is None and spec.algorithm == "auto":
+        obstacle = _slower(planar, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd" and dtype == torch.float64:
         obstacle = "float64 stays exact: Winograd is not"
     if obstacle is not None:
@@ -107,6 +113,20 @@ def _no_kernel(spec, plain, dtype, x_shape, weight_shape, bias_shape, needs_grad
     return None
 
 
+def _slower(planar, x_shape, weight_shape, needs_grad) -> str | None:
+    """Where stock has been measured faster."""
+    filters, channels = weight_shape[:2]
+    positions = x_shape[-1] * x_shape[-2]
+    if positions < 9:
+        return "stock is faster for maps of less than 9 positions"
+    images = x_shape[0] if len(x_shape) == 4 else 1
+    if images * positions < 192 and filters * channels >= 1024:
+        return "stock is faster for many filters at few positions"
+    if not needs_grad and (channels < 3 or (planar and channels < 8)):
+        return "stock is faster for inference of few channels"
+    return None
+
+
 def _winograd(spec, dtype, image, batch, weight_shape, needs_grad) -> Winograd:
     """The passes that run by Winograd's algorithm: all if it was asked for, else those that a count
     of operations says are faster so."""
@@ -116,8 +136,9 @@ def _winograd(spec, dtype, image, batch, weight_shape, needs_grad) -> Winograd:
     channels, height, width = image
     filters = weight_shape[0]
     parity = _conv((1, 1))
+    # Filters are packed in every call, as for a gradient.
     forward = Costs(
-        parity, (batch, channels, height + 1, width + 1), (filters, channels, 2, 2), needs_grad
+        parity, (batch, channels, height + 1, width + 1), (filters, channels, 2, 2), True
     )
     costs = {Winograd.FORWARD: forward.forward()}
     if needs_grad:

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from conv_cases import TOLERANCE, exact, lay_out
 
 import imgfast
-from imgfast.ops.upsample_conv_relu import route_of
 from imgfast.ops.upsample_conv_relu_route import Spec
 from imgfast.ops.upsample_conv_relu_stock import upsample_conv_relu_stock
 
@@ -17,6 +16,7 @@ SHAPES = [  # N, C, H, W, K
     (2, 64, 14, 14, 32),
     (5, 20, 1, 9, 17),
     (1, 37, 11, 3, 70),
+    (1, 16, 64, 64, 8),  # rows in several units, of as many bytes as fit only without padding
 ]
 ACTIVATIONS = ["relu", "none", "leaky_relu", "sigmoid", "tanh"]
 # Winograd's error: of a sum of so many products, in units of the largest output.
@@ -103,8 +103,7 @@ def test_smooth_forward_alone(activation):
     x, weight, bias = make((2, 8, 5, 6, 24))
     got = imgfast.upsample_conv_relu(x, weight, bias, activation=activation, algorithm="direct")
     compare(got, stock(x.double(), weight.double(), bias.double(), activation), LOOSE)
-    spec = Spec(2, 1, 1, activation, "auto")
-    route = route_of(x.requires_grad_(), weight, bias, spec)
+    route = imgfast.upsample_dispatch_info(x.requires_grad_(), weight, bias, activation=activation)
     assert route.name == "stock" and activation in route.reason
 
 
@@ -119,7 +118,7 @@ def test_memory_format_is_stocks(layout):
     assert ours.stride() == theirs.stride()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, 5, 7])  # 7: more than pictures
 def test_threads(threads):
     tensors = make((5, 24, 9, 9, 40), layout="channels_last")
     grad_y = exact((5, 40, 18, 18), 3)
@@ -196,9 +195,9 @@ def test_transforms_and_autocast():
 def test_others_are_stocks(options, kernel):
     x, _, bias = make((2, 8, 5, 6, 24))
     weight = exact((24, 8, kernel, kernel), 1)
+    assert imgfast.upsample_dispatch_info(x, weight, bias, **options).name == "stock"
     spec = Spec(**{"scale_factor": 2, "padding": 1} | options, groups=1, activation="relu",
-                algorithm="auto")  # fmt: skip
-    assert route_of(x, weight, bias, spec).name == "stock"
+                algorithm="stock")  # fmt: skip
     want = upsample_conv_relu_stock(x, weight, bias, spec)
     assert torch.equal(imgfast.upsample_conv_relu(x, weight, bias, **options), want)
 
