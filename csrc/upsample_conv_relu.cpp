@@ -31,6 +31,9 @@ Tensor new_tensor(const Ints& sizes, ScalarType dtype, bool channels_last = fals
   return empty({sizes.data(), sizes.size()}, dtype, channels_last);
 }
 
+// Of the cache, in bytes.
+int64_t whole_lines(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+
 // A call: the whole convolution, of the upsampled map, and what it is made of.
 struct Call {
   ConvReLUPoolParams whole;  // as of x upsampled
@@ -87,7 +90,7 @@ struct Call {
     return p;
   }
 
-  int64_t width() const { return compute == ScalarType::Double ? 8 : 4; }
+  int64_t width() const { return bytes_of(dtype()); }
   DType dtype() const { return compute == ScalarType::Double ? DType::kFloat64 : DType::kFloat32; }
 };
 
@@ -175,6 +178,19 @@ Tensor widened(const Tensor& t, ScalarType compute) {
   return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
 }
 
+// A tensor of such sizes that fold makes of the taps of weight.
+template <class Fold>
+Tensor folded_weight(const Call& call, const Tensor& weight, const Ints& sizes, Fold fold) {
+  const Tensor wide = widened(weight, call.compute);
+  Tensor result = new_tensor(sizes, call.compute);
+  with_type(call.compute, [&](auto t) {
+    using T = decltype(t);
+    fold(static_cast<const T*>(wide.data_ptr()), call.whole.K * call.whole.C,
+         static_cast<T*>(result.data_ptr()));
+  });
+  return result;
+}
+
 cpu::View4 dense_view(void* data, const Ints& sizes, DType dtype) {
   return {data, {sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3], 1}, dtype};
 }
@@ -185,15 +201,10 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
   const ConvReLUPoolParams& whole = call.whole;
   if (bias) check_bias(whole, x, *bias);
   const int64_t filters = whole.K * whole.C;
-  const Tensor wide = widened(weight, call.compute);
   const std::optional<Tensor> wide_bias =
       bias ? std::optional(widened(*bias, call.compute)) : std::nullopt;
-  Tensor folded = new_tensor({kParities, whole.K, whole.C, 2, 2}, call.compute);
-  with_type(call.compute, [&](auto t) {
-    using T = decltype(t);
-    fold_parities(static_cast<const T*>(wide.data_ptr()), filters,
-                  static_cast<T*>(folded.data_ptr()));
-  });
+  const Tensor folded = folded_weight(call, weight, {kParities, whole.K, whole.C, 2, 2},
+                                      [](auto... arguments) { fold_parities(arguments...); });
   const bool channels_last = answers_channels_last(whole, x, weight);
   // Every other column of a plane is no run of memory.
   Tensor y = new_tensor({whole.N, whole.K, whole.P, whole.Q}, x.scalar_type(), true);
@@ -216,7 +227,7 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
     of_parity.unit_rows = args[0].unit_rows;
     of_parity.unit_filters = args[0].unit_filters;
   }
-  const int64_t pack_bytes = (kernel.pack_size(args[0]) + 63) / 64 * 64;
+  const int64_t pack_bytes = whole_lines(kernel.pack_size(args[0]));
   char* packed = static_cast<char*>(shared_buffer.reserve(kParities * pack_bytes));
   for (int i = 0; i < kParities; i++) {
     args[i].packed_weight = packed + i * pack_bytes;
@@ -250,13 +261,8 @@ class Backward {
     if (need_x) {
       grad_x_ = new_tensor({whole.N, whole.C, whole.H / 2, whole.W / 2}, x.scalar_type(),
                            answers_channels_last(x, weight));
-      const Tensor wide = widened(weight, call.compute);
-      turned_ = new_tensor({whole.K, whole.C, 4, 4}, call.compute);
-      with_type(call.compute, [&](auto t) {
-        using T = decltype(t);
-        fold_adjoint(static_cast<const T*>(wide.data_ptr()), filters,
-                     static_cast<T*>(turned_.data_ptr()));
-      });
+      turned_ = folded_weight(call, weight, {whole.K, whole.C, 4, 4},
+                              [](auto... arguments) { fold_adjoint(arguments...); });
       to_x_.params = &adjoint_;
       to_x_.x = expanded(nullptr);
       to_x_.weight = {turned_.data_ptr(), {16, 16 * whole.C, 4, 1}, call.dtype()};  // [C, K, 4, 4]
@@ -363,7 +369,6 @@ class Backward {
 
   // Packed weights, and the sums of every parity and slot.
   void take_memory() {
-    const auto whole_lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     const int64_t pack = wants_x() ? whole_lines(input().pack_size(to_x_)) : 0;
     int64_t weight = 0, bias = 0;
     if (sums_weight_) weight = whole_lines(slots_ * weights().partial_size(to_weight_[0]));

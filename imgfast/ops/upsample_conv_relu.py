@@ -72,10 +72,7 @@ def upsample_conv_relu(
         (doi:10.23915/distill.00003), for upsampling before convolution in decoders; A. Lavin and
         S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016 (arXiv:1509.09308).
     """
-    if autocast.is_active(x):
-        x, weight, bias = _autocast(x, weight, bias)
-    spec = Spec.of(scale_factor, padding, groups, activation, algorithm)
-    return _run(x, weight, bias, spec, _route_of(x, weight, bias, spec))
+    return _run(*_prepare(x, weight, bias, scale_factor, padding, groups, activation, algorithm))
 
 
 def upsample_dispatch_info(
@@ -91,10 +88,15 @@ def upsample_dispatch_info(
 ) -> Route:
     """Which route :func:`upsample_conv_relu` takes for these very arguments, and why; see
     :func:`imgfast.dispatch_info`."""
+    return _prepare(x, weight, bias, scale_factor, padding, groups, activation, algorithm)[-1]
+
+
+def _prepare(x, weight, bias, *arguments):
+    """The tensors as autocast wants them, the arguments as a Spec, and the route."""
     if autocast.is_active(x):
         x, weight, bias = _autocast(x, weight, bias)
-    spec = Spec.of(scale_factor, padding, groups, activation, algorithm)
-    return _route_of(x, weight, bias, spec)
+    spec = Spec.of(*arguments)
+    return x, weight, bias, spec, _route_of(x, weight, bias, spec)
 
 
 def _route_of(x, weight, bias, spec) -> Route:
