@@ -58,7 +58,7 @@ def extension_with_torch():
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *torch_includes, *cuda_includes],
         library_dirs=[*cpp_extension.library_paths(), *cuda_libraries],
         libraries=toolchain.libraries(cuda),
-        extra_compile_args={"cxx": cxx, "nvcc": toolchain.nvcc_flags() + macros},
+        extra_compile_args={"cxx": cxx, "nvcc": toolchain.nvcc_flags(cuda) + macros},
         depends=glob.glob("csrc/**/*.*", recursive=True),
         language="c++",
     )

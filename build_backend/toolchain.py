@@ -210,9 +210,26 @@ def cxx_flags() -> list[str]:
     return ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", *registers]
 
 
-def nvcc_flags() -> list[str]:
-    """No flag may contain "arch": torch would take it for the user's and drop the arch list."""
-    return ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden,-Wall"]
+def nvcc_flags(cuda: CudaDecision) -> list[str]:
+    """With the architectures: a flag that contains "arch" keeps torch from adding its own."""
+    return ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden,-Wall", *gencode_flags(cuda)]
+
+
+def gencode_flags(cuda: CudaDecision) -> list[str]:
+    """Machine code of each architecture, all from the oldest one's PTX, beyond which the kernels
+    ask for nothing: making it once takes half as long. Empty for what torch alone understands
+    (names, 9.0a): then it adds its own.
+    """
+    listed = re.split(r"[;, ]+", cuda.arch_list.strip())
+    found = [re.fullmatch(r"(\d+)\.(\d+)(\+PTX)?", arch) for arch in listed]
+    if not all(found):
+        return []
+    archs = sorted({(int(match[1]), int(match[2])) for match in found})
+    oldest, *_ = names = [f"{major}{minor}" for major, minor in archs]
+    codes = [f"sm_{name}" for name in names]
+    if any(match[3] for match in found):
+        codes.append(f"compute_{oldest}")
+    return [f"-gencode=arch=compute_{oldest},code=[{','.join(codes)}]"]
 
 
 def libraries(cuda: CudaDecision) -> list[str]:
@@ -306,8 +323,9 @@ def cmake_settings(generated: Path, sanitize: str) -> str:
         values["INCLUDE_DIRS"] = [*values["INCLUDE_DIRS"], str(cuda.toolkit.include)]
         values["LIBRARY_DIRS"] = [*values["LIBRARY_DIRS"], str(cuda.toolkit.home / "lib64")]
         values["CUDA_COMPILER"] = [str(cuda.toolkit.home / "bin" / "nvcc")]
-        values["CUDA_FLAGS"] = nvcc_flags()
-        values["CUDA_ARCHITECTURES"] = re.findall(r"\d+", cuda.arch_list.replace(".", ""))
+        values["CUDA_FLAGS"] = nvcc_flags(cuda)
+        listed = re.findall(r"\d+", cuda.arch_list.replace(".", ""))
+        values["CUDA_ARCHITECTURES"] = ["OFF"] if gencode_flags(cuda) else listed
     lines = []
     for name, value in values.items():
         quoted = json.dumps(";".join(value)).replace("$", "\\$")
