@@ -2,14 +2,14 @@
 
 From a test, with a check that runs the kernels of a module::
 
-    assert simt_mutate.survivors("cuda/cross_entropy.cuh", "cross_entropy", check) == []
+    assert simt_mutate.survivors(["cuda/cross_entropy.cuh"], "cross_entropy", check) == []
 
 From the command line, with the tests themselves::
 
     PYTHONPATH=tests/simt:build_backend python -m simt_mutate cuda/cross_entropy.cuh \\
         tests/simt/test_simt_cross_entropy.py -k small
 
-Each point is made to ask the emulator whether it is left out, so that all mutants of a file are
+Each point is made to ask the emulator whether it is left out, so that all mutants of some files are
 built at once.
 """
 
@@ -52,37 +52,37 @@ class Mutant:
     file: str  # as kernel files include it, e.g. "cuda/cross_entropy.cuh"
     line: int
     deleted: str
-    number: int  # in the file, from 1 on
+    number: int  # of the files that are built together, from 1 on
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} without {self.deleted}"
 
 
-def mutants(file: str) -> list[Mutant]:
-    """One for each synchronisation point of a kernel file, in the order of its lines."""
-    return [mutant for mutant, *_ in _points(file)]
+def mutants(files: Sequence[str]) -> list[Mutant]:
+    """One for each synchronisation point of kernel files, in the order of files and lines."""
+    return [mutant for mutant, *_ in _points(files)]
 
 
 def survivors(
-    file: str,
+    files: Sequence[str],
     binding: str,
     check: Callable[[simt.Module], object],
     defines: Sequence[str] = (),
 ) -> list[Mutant]:
-    """Mutants of a kernel file that a check does not notice.
+    """Mutants of kernel files that a check does not notice.
 
     Args:
-        file: the kernel file as it is included, e.g. ``"cuda/cross_entropy.cuh"``.
-        binding: the binding whose kernels include it.
+        files: the kernel files as they are included, e.g. ``["cuda/cross_entropy.cuh"]``.
+        binding: the binding whose kernels include them.
         check: runs kernels of the module and compares; simt.Error and AssertionError kill a mutant.
             It must pass where nothing is left out.
         defines: macros for the build.
     """
     source = simt_build.BINDINGS / f"{binding}.cpp"
-    with _overlay(file) as folder:
+    with _overlay(files) as folder:
         module = simt.Module(simt_build.build(source, defines, folder))
     check(module)
-    return [mutant for mutant in mutants(file) if _survives(mutant, module, check)]
+    return [mutant for mutant in mutants(files) if _survives(mutant, module, check)]
 
 
 def _survives(mutant: Mutant, module: simt.Module, check: Callable[[simt.Module], object]) -> bool:
@@ -94,19 +94,21 @@ def _survives(mutant: Mutant, module: simt.Module, check: Callable[[simt.Module]
     return True
 
 
-def _points(file: str) -> list[tuple[Mutant, int, int, str]]:
+def _points(files: Sequence[str]) -> list[tuple[Mutant, int, int, str]]:
     """Each with where its text begins and ends, and what asks."""
-    text = _find(file).read_text(encoding="utf-8")
-    code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment.group()), text)
-    places = [
-        (*point.span(), point.group(), asking)
-        for pattern, asking in SYNCHRONISATION
-        for point in pattern.finditer(code)
-    ]
-    return [
-        (Mutant(file, code.count("\n", 0, start) + 1, deleted, number), start, end, asking)
-        for number, (start, end, deleted, asking) in enumerate(sorted(places), 1)
-    ]
+    points: list[tuple[Mutant, int, int, str]] = []
+    for file in files:
+        text = _find(file).read_text(encoding="utf-8")
+        code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment.group()), text)
+        places = [
+            (*point.span(), point.group(), asking)
+            for pattern, asking in SYNCHRONISATION
+            for point in pattern.finditer(code)
+        ]
+        for start, end, deleted, asking in sorted(places):
+            line = code.count("\n", 0, start) + 1
+            points.append((Mutant(file, line, deleted, len(points) + 1), start, end, asking))
+    return points
 
 
 def _find(file: str) -> Path:
@@ -114,15 +116,18 @@ def _find(file: str) -> Path:
 
 
 @contextmanager
-def _overlay(file: str) -> Iterator[Path]:
-    """A folder that stands before the kernels' own and holds the file, the points of which ask."""
-    text = _find(file).read_text(encoding="utf-8")
-    for mutant, start, end, asking in reversed(_points(file)):
-        text = text[:start] + asking.format(mutant.number, text[start:end]) + text[end:]
+def _overlay(files: Sequence[str]) -> Iterator[Path]:
+    """A folder that stands before the kernels' own and holds the files, the points of which ask."""
+    texts = {file: _find(file).read_text(encoding="utf-8") for file in files}
+    for mutant, start, end, asking in reversed(_points(files)):
+        text = texts[mutant.file]
+        asked = asking.format(mutant.number, text[start:end])
+        texts[mutant.file] = text[:start] + asked + text[end:]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        for file, text in texts.items():
+            path = Path(folder) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
         yield Path(folder)
 
 
@@ -136,16 +141,16 @@ def main(arguments: Sequence[str]) -> int:
         print("the tests must pass before anything is deleted")
         return 1
     alive = 0
-    for mutant in mutants(file):
-        with _overlay(file) as folder:
+    with _overlay([file]) as folder:
+        for mutant in mutants([file]):
             asked = {simt_build.OVERLAY: str(folder), simt.LEFT_OUT: str(mutant.number)}
             environment = {**os.environ, **asked}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode not in (0, 1):  # 1: tests failed; others: there was nothing to run
-            print(done.stdout + done.stderr)
-            return 1
-        alive += done.returncode == 0
-        print(f"{'ALIVE ' if done.returncode == 0 else 'killed'} {mutant}", flush=True)
+            if done.returncode not in (0, 1):  # 1: tests failed; others: there was nothing to run
+                print(done.stdout + done.stderr)
+                return 1
+            alive += done.returncode == 0
+            print(f"{'ALIVE ' if done.returncode == 0 else 'killed'} {mutant}", flush=True)
     return 1 if alive else 0
 
 

@@ -309,6 +309,6 @@ def test_no_synchronisation_can_be_left_out(kernel, file):
         check(*tensors, kernel=kernel, module=module, seed=1, **POOLS["quad"])
 
     defines = (f"CONV_KERNEL={KERNELS.index(kernel)}",)
-    notice(simt.load("conv_relu_pool_one", defines))
-    alive = simt_mutate.survivors(f"cuda/{file}.cuh", "conv_relu_pool_one", notice, defines)
-    assert alive == []
+    files = [f"cuda/{file}.cuh"]
+    assert simt_mutate.mutants(files) != []
+    assert simt_mutate.survivors(files, "conv_relu_pool_one", notice, defines) == []

@@ -64,8 +64,8 @@ def gradient_runs(module):
 
 
 def test_the_barrier_is_needed():
-    file = "cuda/conv_relu_pool_epilogue.cuh"
-    assert simt_mutate.survivors(file, "conv_relu_pool_epilogue", gradient_runs) == []
+    files = ["cuda/conv_relu_pool_epilogue.cuh"]
+    assert simt_mutate.survivors(files, "conv_relu_pool_epilogue", gradient_runs) == []
 
 
 @pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])

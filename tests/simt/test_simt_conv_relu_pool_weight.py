@@ -305,8 +305,7 @@ def test_no_synchronisation_can_be_left_out():
     def notice(module):
         compare(run(given, kernel="mma", blocks=2, module=module, seed=1), given)
 
-    notice(simt.load("conv_backward_weight_one"))
-    for file in ("conv_backward_weight_tile", "conv_sum", "conv_backward_bias"):
-        file = f"cuda/{file}.cuh"
-        assert simt_mutate.mutants(file) != []
-        assert simt_mutate.survivors(file, "conv_backward_weight_one", notice) == []
+    names = ("conv_backward_weight_tile", "conv_sum", "conv_backward_bias")
+    files = [f"cuda/{name}.cuh" for name in names]
+    assert {mutant.file for mutant in simt_mutate.mutants(files)} == set(files)
+    assert simt_mutate.survivors(files, "conv_backward_weight_one", notice) == []

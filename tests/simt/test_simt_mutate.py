@@ -19,7 +19,7 @@ def _check(module: simt.Module, blocks: int = 3, stages: int = 3) -> None:
 
 
 def test_mutants_are_the_synchronisation_points():
-    deleted = [mutant.deleted for mutant in simt_mutate.mutants(KERNEL)]
+    deleted = [mutant.deleted for mutant in simt_mutate.mutants([KERNEL])]
     assert deleted == [
         "cp_async_commit();",
         "cp_async_commit();",
@@ -36,5 +36,5 @@ def test_mutants_are_the_synchronisation_points():
 
 def test_every_mutant_dies_but_the_redundant_one():
     _check(KERNELS)
-    alive = simt_mutate.survivors(KERNEL, "selftest_mutants", _check)
-    assert alive == simt_mutate.mutants(KERNEL)[-1:]
+    alive = simt_mutate.survivors([KERNEL], "selftest_mutants", _check)
+    assert alive == simt_mutate.mutants([KERNEL])[-1:]
