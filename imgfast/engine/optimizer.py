@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from imgfast.engine.muon import FilterMuon
 from imgfast.engine.train_config import TrainConfig
 
 
@@ -30,12 +31,10 @@ def one_cycle(progress: float, warmup: float) -> float:
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimizers of a model, which together update every weight once a step.
 
-    ``muon`` updates the weights of convolutions as matrices of one row a filter, by
-    :class:`torch.optim.Muon`, and everything else, biases and the last layer, by AdamW. Its step
-    is scaled to the root mean square of AdamW's, so that both have one learning rate.
+    ``muon`` updates the weights of convolutions by :class:`~imgfast.engine.muon.FilterMuon`, and
+    everything else, biases and the last layer, by AdamW.
 
-    Source: I. Loshchilov and F. Hutter, "Decoupled weight decay", 2017, arXiv:1711.05101; K. Jordan
-    et al., "Muon", 2024; J. Liu et al., "Muon is scalable", 2025, arXiv:2502.16982, for the scale.
+    Source: I. Loshchilov and F. Hutter, "Decoupled weight decay", 2017, arXiv:1711.05101.
     """
     parameters = [value for value in model.parameters() if value.requires_grad]
     rates = {"lr": config.lr, "weight_decay": config.weight_decay}
@@ -46,38 +45,6 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     filters = [value for value in parameters if value.ndim == 4]
     others = [value for value in parameters if value.ndim != 4]
     return [FilterMuon(filters, **rates), torch.optim.AdamW(others, **rates)]
-
-
-class FilterMuon(torch.optim.Muon):
-    """:class:`torch.optim.Muon` of convolution weights ``[K, C, R, S]`` as ``[K, C * R * S]``.
-
-    The matrices share the memory of the weights. Those of channels_last weights have their columns
-    in the order R, S, C; Muon's update moves with the columns and is the same in any order.
-    """
-
-    def __init__(self, filters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
-        self.filters = filters
-        self.orders = [_dense_order(weight) for weight in filters]
-        matrices = [
-            nn.Parameter(weight.detach().permute(order).view(len(weight), -1))
-            for weight, order in zip(filters, self.orders, strict=True)
-        ]
-        super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        matrices = self.param_groups[0]["params"]
-        for matrix, weight, order in zip(matrices, self.filters, self.orders, strict=True):
-            matrix.grad = weight.grad.permute(order).reshape(matrix.shape)
-        super().step()
-
-
-def _dense_order(weight: torch.Tensor) -> tuple[int, ...]:
-    """The order of the dimensions in which the weight lies in memory without gaps."""
-    order = (0, 1, 2, 3) if weight.is_contiguous() else (0, 2, 3, 1)
-    if not weight.permute(order).is_contiguous():
-        raise ValueError("muon: convolution weights must be contiguous or channels_last")
-    return order
 
 
 def optimizer_tensors(

@@ -59,7 +59,7 @@ def test_muon_moves_filters_to_a_half_orthogonal_matrix(layout):
     rest = iter(adamw)
     for name, value in model.named_parameters():
         if value.ndim == 4:
-            # The iteration runs in bfloat16: another order of columns rounds otherwise.
+            # Torch's iteration runs in bfloat16, ours in float32.
             torch.testing.assert_close(value.flatten(1), matrices[name], rtol=0, atol=1e-3)
         else:
             torch.testing.assert_close(value, next(rest))
