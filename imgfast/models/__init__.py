@@ -13,6 +13,12 @@ from imgfast.models.classifier import (
     classifier_config,
 )
 from imgfast.models.cost import Cost, cost
+from imgfast.models.generator import (
+    Generator,
+    GeneratorConfig,
+    build_generator,
+    generator_config,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,7 +30,11 @@ __all__ = [
     "Classifier",
     "ClassifierConfig",
     "Cost",
+    "Generator",
+    "GeneratorConfig",
     "build_classifier",
+    "build_generator",
     "classifier_config",
     "cost",
+    "generator_config",
 ]
