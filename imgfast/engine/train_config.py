@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,21 @@ class TrainConfig:
         return TrainConfig(**values)
 
 
-def read_toml(path: str | Path, extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings in a TOML file: names of :class:`TrainConfig`, without a table around them.
+def read_toml(
+    path: str | Path,
+    extra: tuple[str, ...] = (),
+    recipe_of: Callable[[Any], Any] | None = None,
+) -> dict[str, Any]:
+    """The settings in a TOML file: names of a recipe, without a table around them.
 
     Args:
         path: the file.
-        extra: names that are allowed beside those of :class:`TrainConfig`.
+        extra: names that are allowed beside those of the recipe.
+        recipe_of: the recipe's class for the ``model`` that the file names, ``None`` where it names
+            none. Default: :class:`TrainConfig` for all.
 
     Raises:
-        ValueError: not TOML, an unknown name, or a value that :class:`TrainConfig` refuses.
+        ValueError: not TOML, an unknown name, or a value that the recipe refuses.
         OSError: the file cannot be read.
     """
     if sys.version_info >= (3, 11):
@@ -165,9 +172,10 @@ def read_toml(path: str | Path, extra: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             values = tomllib.load(file)
-        known = [field.name for field in dataclasses.fields(TrainConfig)]
+        recipe = recipe_of(values.get("model")) if recipe_of else TrainConfig
+        known = [field.name for field in dataclasses.fields(recipe)]
         check_names(values, [*known, *extra])
-        TrainConfig.from_dict({name: values[name] for name in values if name in known})
+        recipe.from_dict({name: values[name] for name in values if name in known})
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are such
         raise ValueError(f"{path}: {error}") from error
     return values

@@ -12,7 +12,7 @@ from imgfast.models.classifier import (
     build_classifier,
     classifier_config,
 )
-from imgfast.models.cost import Cost, cost
+from imgfast.models.cost import Cost, GeneratorCost, cost, generator_cost
 from imgfast.models.generator import (
     Generator,
     GeneratorConfig,
@@ -32,9 +32,11 @@ __all__ = [
     "Cost",
     "Generator",
     "GeneratorConfig",
+    "GeneratorCost",
     "build_classifier",
     "build_generator",
     "classifier_config",
     "cost",
     "generator_config",
+    "generator_cost",
 ]
