@@ -80,7 +80,7 @@ class Quantizer(nn.Module):
             ``mean |z - vectors|^2``, which keeps latents near their codes.
         """
         positions = z.permute(0, 2, 3, 1)
-        rows = positions.detach().reshape(-1, z.shape[1]).float()
+        rows = positions.detach().reshape(-1, z.shape[1]).to(self.book.dtype)
         codes = self.nearest(rows)
         if self.training and not self.follows:
             return z, codes.view(positions.shape[:3]), z.new_zeros(())
@@ -114,7 +114,7 @@ class Quantizer(nn.Module):
     def _follow(self, rows: torch.Tensor, chosen: torch.Tensor) -> None:
         """``count`` and ``total`` average what a batch chose; ``book = total / count``."""
         codes, mean_use = len(self.book), len(rows) / len(self.book)
-        count = torch.bincount(chosen, minlength=codes).float()
+        count = torch.bincount(chosen, minlength=codes).to(self.count.dtype)
         total = torch.zeros_like(self.total).index_add_(0, chosen, rows)
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)

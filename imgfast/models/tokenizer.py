@@ -97,7 +97,7 @@ class Tokenizer(nn.Module):
         """Codes, int64 ``[N, h, w]``, of pictures."""
         z = self.encoder(x)
         n, _, height, width = z.shape
-        rows = z.permute(0, 2, 3, 1).reshape(n * height * width, -1).float()
+        rows = z.permute(0, 2, 3, 1).reshape(n * height * width, -1).to(self.quantizer.book.dtype)
         return self.quantizer.nearest(rows).view(n, height, width)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
