@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,12 +11,18 @@ import torch
 from imgfast.data.atomic import write_atomically
 from imgfast.engine.contact_sheet import Group, draw_sheet
 from imgfast.engine.generator_report import GeneratorReport
+from imgfast.engine.provenance import sheet_png
 
 _ROWS = 40  # of more classes the first ones are shown
 
 
-def save_report(folder: Path, report: GeneratorReport) -> None:
+def save_report(
+    folder: Path, report: GeneratorReport, texts: Mapping[str, object] | None = None
+) -> None:
     """Write a report as files; those of an earlier one are replaced.
+
+    The pictures say that a model made them, see :mod:`imgfast.engine.provenance`, with ``texts``
+    and the report's seed.
 
     ``generation.json``      every figure
     ``samples.png``          a row a class, and the same seeds for each guidance
@@ -24,6 +31,7 @@ def save_report(folder: Path, report: GeneratorReport) -> None:
     picture, beside each its nearest ones and their distances
     """
     folder.mkdir(parents=True, exist_ok=True)
+    told = {**(texts or {}), "Seed": report.seed}
     text = json.dumps(report.to_dict(), indent=2) + "\n"
     write_atomically(folder / "generation.json", text.encode())
     shown = report.pictures
@@ -33,11 +41,11 @@ def save_report(folder: Path, report: GeneratorReport) -> None:
         (name, [Group(images[row]) for images in shown.generated]) for row, name in enumerate(names)
     ]
     title = "generated, same seeds: " + ", then ".join(strengths)
-    write_atomically(folder / "samples.png", draw_sheet(title, rows))
+    _write(folder / "samples.png", title, rows, told)
     pairs = torch.stack([shown.real, shown.reconstructed], 2)  # [K, n, 2, C, S, S]
     rows = [(name, [Group(pair) for pair in pairs[row]]) for row, name in enumerate(names)]
     title = "held-out pictures, each with its reconstruction"
-    write_atomically(folder / "reconstructions.png", draw_sheet(title, rows))
+    _write(folder / "reconstructions.png", title, rows, told)
     rows = []
     for row, name in enumerate(names):
         found = zip(shown.closest[row], shown.neighbours[row], shown.distances[row], strict=True)
@@ -47,7 +55,13 @@ def save_report(folder: Path, report: GeneratorReport) -> None:
         ]
         rows.append((name, groups))
     title = f"{strengths[-1]}: the likeliest copies, each with its nearest training pictures"
-    write_atomically(folder / "neighbours.png", draw_sheet(title, rows))
+    _write(folder / "neighbours.png", title, rows, told)
+
+
+def _write(
+    path: Path, title: str, rows: list[tuple[str, list[Group]]], texts: Mapping[str, object]
+) -> None:
+    write_atomically(path, sheet_png(draw_sheet(title, rows), texts))
 
 
 def _listed(distances: torch.Tensor) -> str:

@@ -56,7 +56,7 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def training():
-    return load_data("fashion-mnist").subset(torch.arange(2000, 3500))
+    return load_data("fashion-mnist").subset(torch.arange(2000, 3200))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_noise_is_told_from_pictures(bad):
 def test_copies_are_caught(bad):
     copies = bad.generated[0]
     # Nothing else gives them away.
-    assert copies.frechet < 1.2 * bad.reconstructed.frechet and copies.coverage > 0.9
+    assert copies.frechet < 1.2 * bad.reconstructed.frechet and copies.coverage > 0.8
     assert copies.not_copying is False and copies.novelty == pytest.approx(0, abs=0.05)
     assert copies.nearest == pytest.approx(bad.copy_nearest, rel=0.05)
     assert copies.nearest < 0.5 * bad.reconstructed.nearest < 0.6 * bad.real.nearest
@@ -191,15 +191,23 @@ def test_figures_by_other_means(judge, held_out, training, real_or_means, monkey
 def test_both_guidances_get_the_same_seeds_of_each_class(judge, held_out, training, fresh):
     steps = []
     model = Known(training, lambda label, seed, _: fresh[label][seed % len(fresh[label])])
-    arguments = (model, judge, held_out, training, (1.0, 3.5), 13, 2)
+    arguments = (model, judge, held_out, training, (1.0, 3.5), 7, 2)
     first = report_generator(*arguments, on_picture=lambda *step: steps.append(step))
-    assert [call[2] for call in model.calls] == [1.0] * 130 + [3.5] * 130
-    unguided, guided = ([call[:2] for call in model.calls[start:][:130]] for start in (0, 130))
-    assert unguided == guided == [(i // 13, 2 * 130 + i) for i in range(130)]
-    assert steps[-1] == (1300, 1300) and steps == sorted(steps)
+    assert [call[2] for call in model.calls] == [1.0] * 70 + [3.5] * 70
+    unguided, guided = ([call[:2] for call in model.calls[start:][:70]] for start in (0, 70))
+    assert unguided == guided == [(i // 7, 2 * 70 + i) for i in range(70)]
+    assert steps[-1] == (700, 700) and steps == sorted(steps)
+    # Of each class the two that are nearest to a training picture are shown.
+    for label, distances in enumerate(first.pictures.distances):
+        made = torch.stack([model.make(*call) for call in model.calls[:70] if call[0] == label])
+        pixels = (images.flatten(1).double() / 255 for images in (made, training.images))
+        away = torch.cdist(*pixels).sort(1).values[:, :3] / 28
+        order = away[:, 0].argsort()[:2]
+        torch.testing.assert_close(distances, away[order], rtol=1e-6, atol=0)
+        assert torch.equal(first.pictures.closest[label], made[order])
     assert report_generator(*arguments).to_dict() == first.to_dict()
     other = report_generator(*arguments[:-1], 3)
-    assert other.per_class == first.per_class == 13
+    assert other.per_class == first.per_class == 7
     assert other.real.frechet != first.real.frechet
     assert other.generated[0].frechet != first.generated[0].frechet
 
@@ -268,7 +276,7 @@ def test_what_cannot_be_judged_is_refused(judge, held_out, training, means):
 
 def test_files_say_what_the_report_says(tmp_path, found, real_or_means, fresh, training):
     folder = tmp_path / "report"
-    save_report(folder, found)
+    save_report(folder, found, {"Checkpoint-SHA256": "ab" * 32})
     values = json.loads((folder / "generation.json").read_text())
     assert values == json.loads(json.dumps(found.to_dict()))
     assert "not comparable with Inception FID" in values["note"]
@@ -278,6 +286,8 @@ def test_files_say_what_the_report_says(tmp_path, found, real_or_means, fresh, t
 
     def shown(name, left, top):
         with Image.open(folder / f"{name}.png") as sheet:
+            assert sheet.text["Checkpoint-SHA256"] == "ab" * 32 and sheet.text["Seed"] == "0"
+            assert "trainedAlgorithmicMedia" in sheet.text["XML:com.adobe.xmp"]
             cell = sheet.convert("L").crop((left, top, left + 56, top + 56))
         return torch.from_numpy(np.array(cell)[::2, ::2].copy())
 
