@@ -77,7 +77,7 @@ class GeneratorTrainConfig:
     weight_decay: float = 0.05
     warmup: float = 0.1
     l1: float = 0.5
-    perceptual: float = 0.5
+    perceptual: float = 1.0
     commitment: float = 0.25
     drop_class: float = 0.1
     ema: float = 0.995

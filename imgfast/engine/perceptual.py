@@ -23,7 +23,7 @@ class PerceptualLoss(nn.Module):
         stages: how many of its stages count.
     """
 
-    def __init__(self, model: Classifier, stages: int = 2) -> None:
+    def __init__(self, model: Classifier, stages: int = 3) -> None:
         super().__init__()
         self.stages = model.stages[:stages].eval().requires_grad_(False)
 
