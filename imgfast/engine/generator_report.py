@@ -37,6 +37,7 @@ _LEAST = 4  # pictures of a class in each set
 _MAX_NUMBERS, _MAX_PIXELS = 1 << 25, 1 << 28
 _MAX_FEATURES = 8192
 _BATCH = 64  # pictures that are generated or added up at a time
+_APART = 1.05  # least ratio of distances that makes a scale
 _ROUNDING = 1 / 12  # mean squared error of rounding to whole steps: the least that is told apart
 
 
@@ -323,7 +324,8 @@ def _psnr(images: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def _novelty(nearest: float, copy: float, new: float) -> float | None:
-    return (nearest - copy) / (new - copy) if new > copy else None
+    """Where a distance lies between those of copies and of new pictures, if these differ."""
+    return (nearest - copy) / (new - copy) if new > _APART * copy else None
 
 
 def _distances(distance: torch.Tensor) -> dict[str, float]:

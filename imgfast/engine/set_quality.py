@@ -34,7 +34,7 @@ class SetQuality:
             quantile, see :mod:`imgfast.engine.nearest_pictures`; ``None`` for means and noise.
         novelty: of a generated set, where ``nearest`` lies between that of reconstructions of
             training pictures, 0, and that of the reconstructed held-out ones, 1; ``None`` where
-            the second is not above the first.
+            the second is not 5% above the first.
         not_copying: of a generated set: ``nearest`` is not below that of the reconstructed set by
             more than chance, see :func:`~imgfast.engine.generator_report.no_nearer`.
     """

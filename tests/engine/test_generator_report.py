@@ -223,6 +223,15 @@ def test_perfect_codes_have_a_bounded_psnr(judge, held_out, training, means, mon
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_codes_that_keep_nothing_have_no_scale_of_novelty(judge, held_out, training, monkeypatch):
+    grey = torch.full((1, 28, 28), 60, dtype=torch.uint8)
+    model = Known(training, lambda *_: grey)
+    monkeypatch.setattr(model, "decode", lambda codes: grey.expand(len(codes), 1, 28, 28))
+    found = report_generator(model, judge, held_out, training, (1.0,), per_class=4)
+    assert found.copy_nearest == found.reconstructed.nearest == found.generated[0].nearest
+    assert found.generated[0].novelty is None and found.generated[0].within_class == 0
+
+
 def test_chance_alone_is_rarely_called_copying():
     dice = torch.Generator().manual_seed(0)
     draws = torch.rand(2000, 2, 100, dtype=torch.float64, generator=dice)
