@@ -1,6 +1,6 @@
 """The command ``imgfast``: a module for each of its sub-commands.
 
-    data, train, evaluate, predict, explain, export, bench, info, demo
+    data, train, evaluate, predict, generate, explain, export, bench, info, demo
 
 Results go to standard output, progress and errors to standard error. Exit codes:
 
@@ -20,6 +20,7 @@ from imgfast.cli import (  # noqa: F401
     evaluate,
     explain,
     export,
+    generate,
     info,
     predict,
     train,

@@ -18,10 +18,34 @@ from rich.table import Table
 from imgfast.data import ImageError
 from imgfast.engine import Comparison, Evaluation
 from imgfast.engine.attack import AttackCurve
+from imgfast.engine.generator_report import NOT_INCEPTION, GeneratorReport
 from imgfast.engine.report import Report
 from imgfast.engine.sweep import Trade
 
 _MAX_LISTED = 20
+_GENERATOR_FIGURES = (
+    ("agreement", "agreement", ".3f"),
+    ("Frechet distance", "frechet", ".2f"),
+    ("share of means'", "frechet_share", ".4f"),
+    ("kernel distance", "kernel", ".4f"),
+    ("standard error", "kernel_error", ".4f"),
+    ("precision", "precision", ".3f"),
+    ("recall", "recall", ".3f"),
+    ("density", "density", ".3f"),
+    ("coverage", "coverage", ".3f"),
+    ("within class", "within_class", ".3f"),
+    ("nearest, median", "nearest", ".4f"),
+    ("nearest, 5%", "nearest_low", ".4f"),
+    ("novelty", "novelty", ".3f"),
+)
+# What a progress bar tells of an epoch, by the stage of a generator's training.
+_EPOCH = "epoch {epoch:.0f}, loss {loss:.3f}, "
+_FIGURES = {
+    None: _EPOCH + "held-out {accuracy:.2%}",
+    "features": "features: " + _EPOCH + "held-out {accuracy:.2%}",
+    "tokenizer": "tokenizer: " + _EPOCH + "held-out {psnr:.2f} dB",
+    "prior": "prior: " + _EPOCH + "held-out {held_out_loss:.3f}",
+}
 
 _out = Console()
 _err = Console(stderr=True)
@@ -61,8 +85,9 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
-    """A bar for :func:`imgfast.engine.train`, with the figures of the latest epoch.
+def training_progress() -> Iterator[Callable[[int, int, dict[str, Any]], None]]:
+    """A bar for :func:`imgfast.engine.train` and :func:`imgfast.engine.train_generator`, with the
+    figures of the latest epoch.
 
     Where standard error is a file or a pipe, one line an epoch.
     """
@@ -71,12 +96,11 @@ def training_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]
 
         reported = 0.0
 
-        def on_step(step: int, steps: int, figures: dict[str, float]) -> None:
+        def on_step(step: int, steps: int, figures: dict[str, Any]) -> None:
             nonlocal reported
             shown = ""
             if figures:
-                shown = "epoch {epoch:.0f}, loss {loss:.3f}, held-out {accuracy:.2%}"
-                shown = shown.format(**figures)
+                shown = _FIGURES[figures.get("stage")].format(**figures)
                 if not _err.is_terminal and figures["epoch"] > reported:
                     reported = figures["epoch"]
                     print(shown, file=sys.stderr, flush=True)
@@ -120,6 +144,38 @@ def show_attack(curve: AttackCurve) -> None:
     figures = zip(curve.eps, curve.accuracy, strict=True)
     shown = ", ".join(f"{255 * eps:g}/255: {accuracy:.1%}" for eps, accuracy in figures)
     line(f"accuracy under {curve.method}, {curve.pictures} pictures: {shown}")
+
+
+def show_generator_report(report: GeneratorReport) -> None:
+    """Every figure of each set of pictures, agreement by class, copying, reconstruction."""
+    short = {"reconstructed": "rebuilt", "class means": "means"}  # six columns in 80 characters
+    guided = {1.0: "unguided", None: ""}
+    heads = [
+        guided.get(one.guidance, f"guided {one.guidance}") or short.get(one.kind, one.kind)
+        for one in report.sets
+    ]
+    table = Table("", *heads, box=None)
+    for name, field, form in _GENERATOR_FIGURES:
+        values = (getattr(one, field) for one in report.sets)
+        table.add_row(name, *("" if value is None else f"{value:{form}}" for value in values))
+    _out.print(table)
+    by_class = Table("agreement", *heads, box=None)
+    for index, name in enumerate(report.classes):
+        shares = (f"{one.class_agreement[index]:.2f}" for one in report.sets)
+        by_class.add_row(_markup_free(name), *shares)
+    _out.print(by_class)
+    print(f"\nsets of {report.per_class} x {len(report.classes)} pictures; {NOT_INCEPTION}")
+    print(f"judge: accuracy {report.judge_accuracy:.2%}, {report.features} features")
+    print(
+        f"reconstruction {report.reconstruction_psnr:.2f} dB (PSNR), {report.codes_used} of "
+        f"{report.codes} codes used, perplexity {report.code_perplexity:.1f}"
+    )
+    for one in report.generated:
+        print(
+            f"guidance {one.guidance:g}: {'not ' * bool(one.not_copying)}copying; nearest training "
+            f"picture {one.nearest:.4f}, of held-out pictures' reconstructions "
+            f"{report.reconstructed.nearest:.4f}, of copies {report.copy_nearest:.4f}"
+        )
 
 
 def show_comparison(comparisons: Sequence[Comparison]) -> None:

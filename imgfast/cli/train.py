@@ -11,15 +11,24 @@ import typer
 from imgfast import engine
 from imgfast.cli import console
 from imgfast.cli.app import JsonOption, OutOption, OverwriteOption, command
+from imgfast.cli.train_generator import show_generator
 from imgfast.data import load_data
 from imgfast.data.load import FULL, SUBSET
 from imgfast.engine import distributed
+from imgfast.engine.generator_train_config import NAME as GENERATOR
 from imgfast.engine.lr_finder import find_lr
 from imgfast.engine.train_config import read_toml
 from imgfast.models import ACTIVATIONS, NORMS, POOLS, PRESETS
 
-_SETTINGS = [field.name for field in dataclasses.fields(engine.TrainConfig)]
-_DEFAULT = engine.TrainConfig()
+_DEFAULT, _GENERATOR_DEFAULT = engine.TrainConfig(), engine.GeneratorTrainConfig()
+_WIDTHS = ("widths", "encoder_widths", "decoder_widths")
+
+
+def _names(recipe: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(recipe)]
+
+
+_SETTINGS = [*dict.fromkeys(_names(engine.TrainConfig) + _names(engine.GeneratorTrainConfig))]
 
 
 def _option(text: str, name: str | None = None) -> Any:
@@ -28,10 +37,19 @@ def _option(text: str, name: str | None = None) -> Any:
     return typer.Option(help=text if default is None else f"{text} Default: {default}.")
 
 
+def _generator_option(text: str, name: str | None = None) -> Any:
+    """The same, of the generator alone."""
+    default = getattr(_GENERATOR_DEFAULT, name) if name else None
+    told = text if default is None else f"{text} Default: {default}."
+    return typer.Option(help=told, rich_help_panel=f"Of --model {GENERATOR} alone")
+
+
 @command()
 def train(
     context: typer.Context,
-    model: Annotated[str | None, _option(f"Network: {', '.join(PRESETS)}.", "model")] = None,
+    model: Annotated[
+        str | None, _option(f"Network: {', '.join(PRESETS)}, or {GENERATOR}.", "model")
+    ] = None,
     widths: Annotated[
         str | None, _option("Filters of each stage, instead of the network's: 32,64,128.")
     ] = None,
@@ -109,28 +127,78 @@ def train(
         _option("imgfast, or stock: the same network in stock PyTorch.", "layers"),
     ] = None,
     device: Annotated[str | None, _option("auto, cpu or cuda.", "device")] = None,
+    encoder_widths: Annotated[
+        str | None, _generator_option("Filters from the picture to the codes: 32,64,64.")
+    ] = None,
+    decoder_widths: Annotated[
+        str | None, _generator_option("Filters from the codes to the picture: 96,48,24.")
+    ] = None,
+    codes: Annotated[int | None, _generator_option("In the book. Default: 512.")] = None,
+    code_size: Annotated[int | None, _generator_option("Numbers in a code. Default: 16.")] = None,
+    prior_width: Annotated[
+        int | None, _generator_option("Of the transformer. Default: 128.")
+    ] = None,
+    prior_depth: Annotated[int | None, _generator_option("Its blocks. Default: 4.")] = None,
+    prior_heads: Annotated[int | None, _generator_option("Of its attention. Default: 4.")] = None,
+    tokenizer_epochs: Annotated[
+        int | None, _generator_option("Of the first stage, instead of --epochs.")
+    ] = None,
+    prior_epochs: Annotated[
+        int | None, _generator_option("Of the second stage, instead of --epochs.")
+    ] = None,
+    feature_epochs: Annotated[
+        int | None,
+        _generator_option("Of the classifier that judges likeness.", "feature_epochs"),
+    ] = None,
+    prior_lr: Annotated[
+        float | None, _generator_option("Peak learning rate of the second stage.", "prior_lr")
+    ] = None,
+    l1: Annotated[
+        float | None, _generator_option("Weight of the pixels' absolute error.", "l1")
+    ] = None,
+    perceptual: Annotated[
+        float | None, _generator_option("Weight of the features' distance, 0 is off.", "perceptual")
+    ] = None,
+    commitment: Annotated[
+        float | None,
+        _generator_option("Weight of the distance of latents from codes.", "commitment"),
+    ] = None,
+    drop_class: Annotated[
+        float | None,
+        _generator_option("Share of pictures whose class is hidden, for guidance.", "drop_class"),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a classifier; 20% of each class are held out and judge it.
+    """Train a classifier, or a generator; 20% of each class are held out and judge it.
 
-    Under torchrun every process takes its share of each batch.
+    Under torchrun every process takes its share of each batch of a classifier's.
     """
     names = (*_SETTINGS, "data", "image_size")
     given = {name: context.params[name] for name in names if context.params[name] is not None}
-    if widths is not None:
-        given["widths"] = _numbers(widths)
+    for name in _WIDTHS:
+        if name in given:
+            given[name] = _numbers(name, given[name])
     if resume is not None:
         if given or config or folder or find or overwrite:
             raise typer.BadParameter("--resume takes every setting from the run, give it alone")
         run = engine.RunFolder.existing(resume)
         values = run.settings()
-        values["image_size"] = values["classifier"]["image_size"]
-        settings = engine.TrainConfig.from_dict(_only(values, _SETTINGS))
+        recipe = _recipe(values.get("model"))
+        network = values.get("classifier") or values["generator"]
+        values["image_size"] = network["image_size"]
+        settings = recipe.from_dict(_only(values, _names(recipe)))
     else:
-        values = (read_toml(config, ("data", "image_size")) if config else {}) | given
+        values = {}
+        if config:
+            values = read_toml(config, ("data", "image_size"), lambda told: _recipe(model or told))
+        values |= given
+        recipe = _recipe(values.get("model"))
+        _check_belonging(given, recipe)
+        if find and recipe is engine.GeneratorTrainConfig:
+            raise typer.BadParameter(f"--find-lr does not belong to --model {GENERATOR}")
         try:
-            settings = engine.TrainConfig.from_dict(_only(values, _SETTINGS))
+            settings = recipe.from_dict(_only(values, _names(recipe)))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         stem = f"{settings.model}-{settings.seed}"
@@ -139,6 +207,9 @@ def train(
     source, size = values.get("data", SUBSET), values.get("image_size")
     if find:
         _show_lr(source, size, settings, run, as_json)
+        return
+    if recipe is engine.GeneratorTrainConfig:
+        show_generator(source, size, settings, run, resume is not None, as_json)
         return
     result, skipped = train_on(source, size, settings, run, resume is not None)
     if not distributed.current().is_first:
@@ -195,12 +266,29 @@ def _show_lr(
         console.line(f"suggested --lr {found.suggestion:.1e}, curve {run.lr_curve}")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _recipe(model: Any) -> type[engine.TrainConfig] | type[engine.GeneratorTrainConfig]:
+    """The class of the settings for a model's name."""
+    return engine.GeneratorTrainConfig if model == GENERATOR else engine.TrainConfig
+
+
+def _check_belonging(given: dict[str, Any], recipe: Any) -> None:
+    """Every option on the command line is one of the model that is to be trained."""
+    known = {*_names(recipe), "data", "image_size"}
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if foreign:
+        generator = recipe is engine.GeneratorTrainConfig
+        whose = f"--model {GENERATOR}" if generator else "a classifier"
+        other = "a classifier's" if generator else f"--model {GENERATOR}'s"
+        raise typer.BadParameter(f"{', '.join(foreign)}: {other}, does not belong to {whose}")
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
     """``32,64,128`` as numbers."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"widths must be like 32,64,128, got {text!r}") from None
+        name = name.replace("_", "-")
+        raise typer.BadParameter(f"{name} must be like 32,64,128, got {text!r}") from None
 
 
 def _only(values: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -12,15 +12,20 @@ from imgfast.engine.attack import AttackCurve, attack_curve
 from imgfast.engine.checkpoint import (
     Checkpoint,
     CheckpointError,
+    GeneratorCheckpoint,
+    checkpoint_kind,
     load_checkpoint,
+    load_generator,
     save_checkpoint,
 )
 from imgfast.engine.compare import Comparison, compare
 from imgfast.engine.evaluate import Evaluation, evaluate, evaluate_checkpoint
+from imgfast.engine.generator_train_config import GeneratorTrainConfig
 from imgfast.engine.predict import Prediction, predict_files, predict_probabilities
 from imgfast.engine.run_folder import RunFolder, RunFolderError
 from imgfast.engine.train import TrainError, TrainResult, train
 from imgfast.engine.train_config import TrainConfig
+from imgfast.engine.train_generator import GeneratorResult, train_generator
 
 __all__ = [
     "Abstention",
@@ -30,6 +35,9 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "Evaluation",
+    "GeneratorCheckpoint",
+    "GeneratorResult",
+    "GeneratorTrainConfig",
     "Prediction",
     "RunFolder",
     "RunFolderError",
@@ -38,15 +46,18 @@ __all__ = [
     "TrainResult",
     "attack_curve",
     "calibrate",
+    "checkpoint_kind",
     "compare",
     "evaluate",
     "evaluate_checkpoint",
     "load_abstention",
     "load_checkpoint",
+    "load_generator",
     "ood_auroc",
     "predict_files",
     "predict_probabilities",
     "save_abstention",
     "save_checkpoint",
     "train",
+    "train_generator",
 ]

@@ -67,7 +67,10 @@ def restore_optimizers(
         ValueError: a tensor that belongs to no parameter or has not its shape.
     """
     states = [optimizer.state_dict() for optimizer in optimizers]
-    parameters = [optimizer.param_groups[0]["params"] for optimizer in optimizers]
+    parameters = [
+        [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for optimizer in optimizers
+    ]
     for name, value in tensors.items():
         try:
             number, index, slot = name.split(".")

@@ -34,15 +34,15 @@ def draw_overlays(
     canvas = Image.new("RGB", (width, _TITLE + PANEL + _CAPTION + 2 * _GAP), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
-    draw.text((_GAP, 4), _fitted(title, font, width - 2 * _GAP), _INK, font)
+    draw.text((_GAP, 4), fitted(title, font, width - 2 * _GAP), _INK, font)
     top = _TITLE + _GAP
-    canvas.paste(_enlarged(_rgb(picture)), (_GAP, top))
+    canvas.paste(_enlarged(rgb(picture)), (_GAP, top))
     for number, (first, second, heat) in enumerate(panels, start=1):
         left = _GAP + number * (PANEL + _GAP)
         canvas.paste(_enlarged(laid_on(picture, heat)), (left, top))
         for row, text in enumerate((first, second)):
             place = (left, top + PANEL + 2 + 16 * row)
-            draw.text(place, _fitted(text, font, PANEL), _INK, font)
+            draw.text(place, fitted(text, font, PANEL), _INK, font)
     encoded = io.BytesIO()
     canvas.save(encoded, "PNG")
     return encoded.getvalue()
@@ -55,7 +55,7 @@ def laid_on(picture: torch.Tensor, heat: torch.Tensor) -> np.ndarray:
         picture: uint8 ``[C, S, S]``.
         heat: ``[S, S]``; a map of zeros leaves the picture as it is.
     """
-    grey = _rgb(picture).mean(2, keepdims=True)
+    grey = rgb(picture).mean(2, keepdims=True)
     values = heat.numpy()[..., None]
     size = np.abs(values)
     # A map that is zero but for a few pixels has a quantile of 0: its largest value then.
@@ -65,17 +65,12 @@ def laid_on(picture: torch.Tensor, heat: torch.Tensor) -> np.ndarray:
     return (grey * (1 - strength) + colour * strength).round().astype(np.uint8)
 
 
-def _rgb(picture: torch.Tensor) -> np.ndarray:
+def rgb(picture: torch.Tensor) -> np.ndarray:
     """uint8 ``[C, S, S]`` as ``[S, S, 3]``."""
     return picture.permute(1, 2, 0).expand(-1, -1, 3).numpy()
 
 
-def _enlarged(pixels: np.ndarray) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return image.resize((PANEL, PANEL), Image.Resampling.NEAREST)
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """A printable line that is cut where it would leave its place."""
     text = "".join(char if char.isprintable() else "?" for char in text[:500])
     if font.getlength(text) <= width:
@@ -83,3 +78,8 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
+
+
+def _enlarged(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return image.resize((PANEL, PANEL), Image.Resampling.NEAREST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +78,31 @@ def predict_logits(model: Classifier, images: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: images of another dtype or shape, or an output that is NaN or infinite.
     """
+    return _in_batches(model, images, model, len(model.config.classes))
+
+
+def predict_features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """``model.features(normalised images)``, batch by batch: what the last layer sees.
+
+    Args:
+        model, images: as in :func:`predict_logits`.
+
+    Returns:
+        float32 ``[N, head.in_features]``, on the CPU, all finite.
+
+    Raises:
+        ValueError: as :func:`predict_logits`.
+    """
+    return _in_batches(model, images, model.features, model.head.in_features)
+
+
+def _in_batches(
+    model: Classifier,
+    images: torch.Tensor,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+) -> torch.Tensor:
+    """A function of normalised pictures that gives ``width`` numbers each."""
     config = model.config
     shape = (config.channels, config.image_size, config.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != shape:
@@ -87,20 +112,20 @@ def predict_logits(model: Classifier, images: torch.Tensor) -> torch.Tensor:
         )
     model.eval()
     device = next(model.parameters()).device
-    rows = [torch.empty(0, len(config.classes))]
+    rows = [torch.empty(0, width)]
     with torch.inference_mode():
         for batch in images.split(_BATCH):
             x = normalise(batch.to(device), config.mean, config.std)
-            logits = model(x.contiguous(memory_format=torch.channels_last))
-            rows.append(logits.float().cpu())
+            found = function(x.contiguous(memory_format=torch.channels_last))
+            rows.append(found.float().cpu())
     # Outside inference mode: the caller gets a tensor that it may change and derive by.
-    logits = torch.cat(rows)
-    if not bool(torch.isfinite(logits).all()):
+    found = torch.cat(rows)
+    if not bool(torch.isfinite(found).all()):
         raise ValueError(
             "predict: the model's outputs must be finite, got NaN or infinity; its weights are "
             "not fit for use, train it again with a lower learning rate"
         )
-    return logits
+    return found
 
 
 def predict_files(

@@ -23,9 +23,10 @@ class RunFolder:
     ``metrics.jsonl``     one line of JSON an epoch
     ``events.out.*``      the same for TensorBoard, where ``tensorboard`` is installed
     ``curves.png``        loss, accuracy and learning rate, at the end
+    ``samples``           of a generator: a sheet of pictures, ``epoch-001.png``, an epoch
     ``lr.png``            of the learning-rate range test, where one was made
     ``last.safetensors``  after the latest epoch
-    ``best.safetensors``  after the epoch with the best held-out accuracy
+    ``best.safetensors``  after the epoch with the best held-out accuracy; of a generator, loss
     ``state.safetensors`` what resuming needs, see :mod:`imgfast.engine.training_state`
 
     Args:
@@ -45,6 +46,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
         self.lr_curve = self.path / "lr.png"
+        self.samples = self.path / "samples"
         try:
             # A range test that came first does not make the folder a used one.
             used = self.path.exists() and any(f != self.lr_curve for f in self.path.iterdir())
@@ -85,9 +87,12 @@ class RunFolder:
             settings = json.loads(path.read_text())
         except ValueError as error:
             raise RunFolderError(f"{path}: must be JSON: {error}") from error
-        classifier = settings.get("classifier") if isinstance(settings, dict) else None
-        if not isinstance(classifier, dict) or "image_size" not in classifier:
-            raise RunFolderError(f"{path}: must hold the settings of a run, with its classifier")
+        known = settings if isinstance(settings, dict) else {}
+        network = known.get("classifier", known.get("generator"))
+        if not isinstance(network, dict) or "image_size" not in network:
+            raise RunFolderError(
+                f"{path}: must hold the settings of a run, with its classifier or generator"
+            )
         return settings
 
     def start(self, settings: dict[str, Any]) -> None:
@@ -95,7 +100,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         # First of all: the state of an earlier run must not be taken for this one's.
         self.state.unlink(missing_ok=True)
-        for earlier in [self.curves, *self.path.glob("events.out.*")]:
+        sheets = self.samples.glob("epoch-*.png")
+        for earlier in [self.curves, *sheets, *self.path.glob("events.out.*")]:
             earlier.unlink(missing_ok=True)
         environment = {**info.collect(), "tensorboard": event_log.version()}
         for name, values in (("config", settings), ("environment", environment)):

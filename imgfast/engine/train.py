@@ -25,6 +25,7 @@ from imgfast.engine.checkpoint import save_checkpoint
 from imgfast.engine.curves import save_curves
 from imgfast.engine.evaluate import Evaluation
 from imgfast.engine.event_log import EventLog
+from imgfast.engine.generator_train_config import GeneratorTrainConfig
 from imgfast.engine.optimizer import one_cycle
 from imgfast.engine.run_folder import RunFolder
 from imgfast.engine.train_config import TrainConfig
@@ -37,7 +38,7 @@ class TrainError(RuntimeError):
     """Training that cannot go on: what happened, and the remedy."""
 
 
-OnStep = Callable[[int, int, dict[str, float]], None]
+OnStep = Callable[[int, int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,9 @@ class _Run:
 
 
 @contextmanager
-def random_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def random_state(
+    config: TrainConfig | GeneratorTrainConfig, device: torch.device
+) -> Iterator[None]:
     """Leave torch's random state as it was, and where asked use deterministic algorithms only."""
     before = torch.are_deterministic_algorithms_enabled()
     if config.deterministic:

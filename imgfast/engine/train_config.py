@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,20 +91,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.widths, list):  # as files have it
             object.__setattr__(self, "widths", tuple(self.widths))
-        for field in dataclasses.fields(self):
-            _check_type(field.name, str(field.type), getattr(self, field.name))
-        for name, allowed in (
-            ("model", tuple(PRESETS)),
-            ("optimizer", _OPTIMIZERS),
-            ("amp", ("none", "bf16")),
-            ("layers", LAYERS),
-            ("device", ("auto", "cpu", "cuda")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"train: {name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        check_types(self)
+        check_choices(
+            self,
+            {
+                "model": tuple(PRESETS),
+                "optimizer": _OPTIMIZERS,
+                "amp": ("none", "bf16"),
+                "layers": LAYERS,
+                "device": ("auto", "cpu", "cuda"),
+            },
+        )
         # What depends on other settings is resolved here, so that the run folder tells the value.
         epochs, lr = _RECIPES[self.model]
         defaults = {"epochs": epochs, "lr": lr, "weight_decay": _WEIGHT_DECAY}
@@ -112,25 +110,25 @@ class TrainConfig:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        for name, low, high in (
-            ("seed", 0, 2**63 - 1),
-            ("epochs", 1, 100_000),
-            ("batch_size", 1, 1 << 20),
-            ("accumulate", 1, self.batch_size),
-            ("lr", 1e-8, 10.0),
-            ("weight_decay", 0.0, 10.0),
-            ("warmup", 0.01, 0.99),
-            ("label_smoothing", 0.0, 1.0),
-            ("shift", 0, 64),
-            ("cutout", 0, 4096),
-            ("mixup", 0.0, 100.0),
-            ("cutmix", 0.0, 100.0),
-            ("ema", 0.0, 0.999999),
-            ("patience", 0, 100_000),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"train: {name} must lie in [{low}, {high}], got {value}")
+        check_ranges(
+            self,
+            {
+                "seed": (0, 2**63 - 1),
+                "epochs": (1, 100_000),
+                "batch_size": (1, 1 << 20),
+                "accumulate": (1, self.batch_size),
+                "lr": (1e-8, 10.0),
+                "weight_decay": (0.0, 10.0),
+                "warmup": (0.01, 0.99),
+                "label_smoothing": (0.0, 1.0),
+                "shift": (0, 64),
+                "cutout": (0, 4096),
+                "mixup": (0.0, 100.0),
+                "cutmix": (0.0, 100.0),
+                "ema": (0.0, 0.999999),
+                "patience": (0, 100_000),
+            },
+        )
 
     @property
     def network(self) -> dict[str, Any]:
@@ -150,15 +148,21 @@ class TrainConfig:
         return TrainConfig(**values)
 
 
-def read_toml(path: str | Path, extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings in a TOML file: names of :class:`TrainConfig`, without a table around them.
+def read_toml(
+    path: str | Path,
+    extra: tuple[str, ...] = (),
+    recipe_of: Callable[[Any], Any] | None = None,
+) -> dict[str, Any]:
+    """The settings in a TOML file: names of a recipe, without a table around them.
 
     Args:
         path: the file.
-        extra: names that are allowed beside those of :class:`TrainConfig`.
+        extra: names that are allowed beside those of the recipe.
+        recipe_of: the recipe's class for the ``model`` that the file names, ``None`` where it names
+            none. Default: :class:`TrainConfig` for all.
 
     Raises:
-        ValueError: not TOML, an unknown name, or a value that :class:`TrainConfig` refuses.
+        ValueError: not TOML, an unknown name, or a value that the recipe refuses.
         OSError: the file cannot be read.
     """
     if sys.version_info >= (3, 11):
@@ -168,9 +172,10 @@ def read_toml(path: str | Path, extra: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             values = tomllib.load(file)
-        known = [field.name for field in dataclasses.fields(TrainConfig)]
+        recipe = recipe_of(values.get("model")) if recipe_of else TrainConfig
+        known = [field.name for field in dataclasses.fields(recipe)]
         check_names(values, [*known, *extra])
-        TrainConfig.from_dict({name: values[name] for name in values if name in known})
+        recipe.from_dict({name: values[name] for name in values if name in known})
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are such
         raise ValueError(f"{path}: {error}") from error
     return values
@@ -183,13 +188,30 @@ def check_names(values: dict[str, Any], known: list[str]) -> None:
         raise ValueError(f"train: {unknown[0]!r} is no setting; choose from {', '.join(known)}")
 
 
-def _check_type(name: str, kind: str, value: Any) -> None:
-    """``value`` has the type of the annotation ``kind``; an int may stand for a float."""
-    kind = kind.removesuffix(" | None")
-    scalars = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    if kind == "tuple[int, ...]":
-        fits = type(value) is tuple and all(type(item) is int for item in value)
-    else:
-        fits = type(value) in scalars[kind]
-    if value is not None and not fits:
-        raise ValueError(f"train: {name} must be of type {kind}, got {value!r}")
+def check_types(settings: Any) -> None:
+    """Every field of a dataclass has the type of its annotation; an int may stand for a float."""
+    for field in dataclasses.fields(settings):
+        kind, value = str(field.type).removesuffix(" | None"), getattr(settings, field.name)
+        scalars = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+        if kind == "tuple[int, ...]":
+            fits = type(value) is tuple and all(type(item) is int for item in value)
+        else:
+            fits = type(value) in scalars[kind]
+        if value is not None and not fits:
+            raise ValueError(f"train: {field.name} must be of type {kind}, got {value!r}")
+
+
+def check_choices(settings: Any, choices: dict[str, tuple[str, ...]]) -> None:
+    """Every named field has one of its values."""
+    for name, allowed in choices.items():
+        value = getattr(settings, name)
+        if value not in allowed:
+            raise ValueError(f"train: {name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Every named field lies between its bounds, which are allowed."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ValueError(f"train: {name} must lie in [{low}, {high}], got {value}")

@@ -82,10 +82,10 @@ class TrainingStep:
     def begin_epoch(self, epoch: int) -> tuple[torch.Tensor, ...]:
         """Seed everything for an epoch; its batches of picture numbers, int64 ``[B]`` each."""
         self.model.train()
-        self.generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch))
-        self.dice = random.Random(_seed(self.config.seed, epoch))
+        self.generator = torch.Generator().manual_seed(epoch_seed(self.config.seed, epoch))
+        self.dice = random.Random(epoch_seed(self.config.seed, epoch))
         # Layers such as dropout draw for a process's own share: other numbers in each process.
-        torch.manual_seed(_seed(self.config.seed, epoch, self.processes.rank))
+        torch.manual_seed(epoch_seed(self.config.seed, epoch, self.processes.rank))
         order = torch.randperm(len(self.data), generator=self.generator)
         return order.split(self.batch_size)[: self.batches]
 
@@ -111,7 +111,7 @@ class TrainingStep:
             x = mixed_pictures(images, part, mix, self.data.mean, self.data.std)
             x = x.contiguous(memory_format=torch.channels_last)
             with self._alone(number < len(self.parts)):
-                with self._autocast():
+                with autocast(self.config.amp, self.device):
                     loss = self.criterion(self.forward(x), mixed_targets(labels, part, mix))
                 if weight != 1:
                     loss = loss * weight
@@ -127,10 +127,10 @@ class TrainingStep:
         """Gradients are exchanged once a step, with the last part."""
         return self.parallel.no_sync() if more and self.parallel is not None else nullcontext()
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.config.amp == "none":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+
+def autocast(amp: str, device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 where :class:`torch.autocast` says so, if ``amp`` is ``bf16``."""
+    return nullcontext() if amp == "none" else torch.autocast(device.type, torch.bfloat16)
 
 
 class _StockPairLoss(nn.CrossEntropyLoss):
@@ -162,6 +162,6 @@ def _parts(batch_size: int, parts: int, processes: Processes) -> list[tuple[slic
     ]
 
 
-def _seed(*numbers: int) -> int:
-    """A seed that differs in every bit for other numbers: sums of seed and epoch would repeat."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+def epoch_seed(*parts: int | str) -> int:
+    """A seed that differs in every bit for other parts: sums of seed and epoch would repeat."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

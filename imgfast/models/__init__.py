@@ -12,7 +12,13 @@ from imgfast.models.classifier import (
     build_classifier,
     classifier_config,
 )
-from imgfast.models.cost import Cost, cost
+from imgfast.models.cost import Cost, GeneratorCost, cost, generator_cost
+from imgfast.models.generator import (
+    Generator,
+    GeneratorConfig,
+    build_generator,
+    generator_config,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,7 +30,13 @@ __all__ = [
     "Classifier",
     "ClassifierConfig",
     "Cost",
+    "Generator",
+    "GeneratorConfig",
+    "GeneratorCost",
     "build_classifier",
+    "build_generator",
     "classifier_config",
     "cost",
+    "generator_config",
+    "generator_cost",
 ]

@@ -13,6 +13,7 @@ The twin in stock layers has the same ``state_dict`` keys: weights move freely b
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from imgfast.models.configuration import check, from_plain
 from imgfast.nn import ConvReLUPool2d
 
 # The activations a configuration may name, as stock modules with the fused layer's defaults.
@@ -45,6 +47,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 # A configuration can come from a file that somebody else wrote: bounds on what it makes us build.
 _MAX_SIZE, _MAX_STAGES, _MAX_CONVOLUTIONS = 4096, 12, 8
 _MAX_WIDTH, _MAX_CLASSES = 8192, 10_000
+
+_check = functools.partial(check, "classifier")
 
 
 @dataclass(frozen=True)
@@ -124,15 +128,7 @@ class ClassifierConfig:
         Raises:
             ValueError: a key is missing or unknown, or a value has the wrong type or range.
         """
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"classifier: must be a table of settings, got {type(values).__name__}"
-            )
-        known = {field.name: str(field.type) for field in dataclasses.fields(ClassifierConfig)}
-        if set(values) != set(known):
-            different = sorted(set(values) ^ set(known))
-            raise ValueError(f"classifier: settings must be {sorted(known)}, differ in {different}")
-        return ClassifierConfig(**{key: _typed(key, known[key], values[key]) for key in known})
+        return from_plain(ClassifierConfig, "classifier", values)
 
 
 class Classifier(nn.Module):
@@ -168,7 +164,11 @@ class Classifier(nn.Module):
         self.head = nn.Linear(channels * size * size, len(config.classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.stages(x).flatten(1)))
+        return self.head(self.dropout(self.features(x)))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """``flatten(stages(x))``, what the last layer sees: ``[N, head.in_features]``."""
+        return self.stages(x).flatten(1)
 
     @torch.no_grad()
     def fold(self, layers: str = "imgfast") -> Classifier:
@@ -281,25 +281,3 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(config, layers)
-
-
-def _check(holds: bool, name: str, rule: str, value: object) -> None:
-    if not holds:
-        shown = repr(value)
-        raise ValueError(f"classifier: {name} must be {rule}, got {shown[:100]}")
-
-
-def _typed(name: str, kind: str, value: Any) -> Any:
-    """``value`` from JSON as the annotated type of a field."""
-    scalar = {"int": int, "str": str, "float": (int, float)}
-    if kind.startswith("tuple["):
-        item = scalar[kind.removeprefix("tuple[").split(",")[0]]
-        if isinstance(value, (list, tuple)) and all(type(v) in _as_tuple(item) for v in value):
-            return tuple(value)
-    elif type(value) in _as_tuple(scalar[kind]):
-        return value
-    raise ValueError(f"classifier: {name} must be {kind}, got {str(value)[:100]!r}")
-
-
-def _as_tuple(types: type | tuple[type, ...]) -> tuple[type, ...]:
-    return types if isinstance(types, tuple) else (types,)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from imgfast.models.classifier import Classifier, ClassifierConfig
+from imgfast.models.generator import Generator, GeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,41 @@ def cost(config: ClassifierConfig) -> Cost:
         model(x)
     trained = (value.numel() for value in model.parameters() if value.requires_grad)
     return Cost(sum(trained), counter.get_total_flops() // 2)
+
+
+@dataclass(frozen=True)
+class GeneratorCost:
+    """Size and work of a generator's two parts.
+
+    Args:
+        tokenizer, prior: of each; multiply-adds are of one picture that goes through encoder,
+            codes and decoder, and of one pass of the prior over all of a picture's codes. Sampling
+            takes as many, or twice as many with guidance.
+    """
+
+    tokenizer: Cost
+    prior: Cost
+
+    @property
+    def parameters(self) -> int:
+        """Of both."""
+        return self.tokenizer.parameters + self.prior.parameters
+
+
+def generator_cost(config: GeneratorConfig) -> GeneratorCost:
+    """Count what a configuration builds; nothing is allocated or computed."""
+    with torch.device("meta"):
+        model = Generator(config, "stock").eval()
+        x = torch.empty(1, config.channels, config.image_size, config.image_size)
+        codes = torch.empty(1, config.side**2, dtype=torch.int64)
+        label = torch.empty(1, dtype=torch.int64)
+    costs = []
+    for part, run in (
+        (model.tokenizer, lambda: model.tokenizer(x)),
+        (model.prior, lambda: model.prior.logits(codes, label)),
+    ):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+        trained = sum(value.numel() for value in part.parameters())
+        costs.append(Cost(trained, counter.get_total_flops() // 2))
+    return GeneratorCost(*costs)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from imgfast.engine import load_checkpoint, predict_files, predict_probabilities
 from imgfast.engine.abstention import Abstention
+from imgfast.engine.predict import predict_features, predict_logits
 from imgfast.models import Classifier, build_classifier
 
 
@@ -27,6 +28,20 @@ def test_probabilities_are_the_softmax_in_float64(model, pictures):
     torch.testing.assert_close(found.double(), exact.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.sum(1), torch.ones(300))
     assert predict_probabilities(model, pictures.images[:0]).shape == (0, 10)
+
+
+def test_features_are_what_the_last_layer_sees(model, pictures):
+    images = pictures.images[:300]  # more than one batch
+    features = predict_features(model, images)
+    stock = type(model)(model.config, layers="stock").double()
+    stock.load_state_dict(model.state_dict())
+    exact = stock.stages((images.double() / 255 - 0.2860) / 0.3530).flatten(1).detach()
+    torch.testing.assert_close(features.double(), exact, rtol=1e-4, atol=1e-5)
+    logits = model.head(features).detach()
+    torch.testing.assert_close(logits, predict_logits(model, images), rtol=1e-5, atol=1e-5)
+    assert predict_features(model, images[:0]).shape == (0, 1152)
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, 1, 28, 28\], got float32"):
+        predict_features(model, images.float())
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "jpg"])

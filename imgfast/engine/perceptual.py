@@ -1,0 +1,45 @@
+"""How alike two pictures look: the distance of what a classifier of our own makes of them.
+
+Squared pixel errors alone give blurred pictures, as a blur is the mean of what might be there. The
+features of a classifier tell an edge from a blur.
+
+Source: J. Johnson, A. Alahi and L. Fei-Fei, "Perceptual losses", 2016, arXiv:1603.08155; R. Zhang
+et al., "The unreasonable effectiveness of deep features", 2018, arXiv:1801.03924.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from imgfast.models import Classifier
+
+
+class PerceptualLoss(nn.Module):
+    """``sum over stages of mean (f(y) - f(x))^2 / mean f(x)^2``, f a stage's output.
+
+    Args:
+        model: a trained classifier without norm; it is kept without gradients of its weights.
+        stages: how many of its stages count.
+    """
+
+    def __init__(self, model: Classifier, stages: int = 3) -> None:
+        super().__init__()
+        self.stages = model.stages[:stages].eval().requires_grad_(False)
+
+    def forward(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The distance of pictures ``y`` from ``x``, float ``[N, C, S, S]``, normalised; only ``y``
+        gets a gradient."""
+        with torch.no_grad():
+            targets = self._features(x)
+        loss = y.new_zeros(())
+        for found, target in zip(self._features(y), targets, strict=True):
+            loss = loss + (found - target).square().mean() / target.square().mean()
+        return loss
+
+    def _features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features

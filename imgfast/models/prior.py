@@ -1,0 +1,190 @@
+"""The prior: which codes go together, as a causal transformer over the codes in raster order.
+
+A code's logits see the codes before it and the class. Beside attention they see the neighbours that
+are known already, left, above, above right and above left, as embeddings at the input. Training
+drops the class of some pictures, so that sampling can move away from the prediction without one:
+classifier-free guidance (J. Ho and T. Salimans, 2022, arXiv:2207.12598).
+
+Pre-norm blocks without biases; queries and keys are normalised (M. Dehghani et al., 2023,
+arXiv:2302.05442) and the activation is ``relu^2`` (D. So et al., "Primer", 2021, arXiv:2109.08668).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Prior(nn.Module):
+    """``P(codes | class)``: hidden states ``[N, T, D]`` of codes, int64 ``[N, T]``, and labels.
+
+    Args:
+        classes: their number; the number itself stands for no class.
+        codes: K, in the book; the number K stands for no neighbour.
+        side: of the square of codes; ``T = side^2``.
+        width: D.
+        depth: blocks.
+        heads: of the attention; ``D / heads`` must be whole.
+    """
+
+    def __init__(
+        self, classes: int, codes: int, side: int, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.classes, self.codes, self.length = classes, codes, side * side
+        neighbours = _neighbours(side)
+        self.register_buffer("neighbours", neighbours, persistent=False)  # [4, T]
+        self.embeddings = nn.ModuleList(nn.Embedding(codes + 1, width) for _ in neighbours)
+        self.place = nn.Parameter(torch.empty(self.length, width))
+        self.label = nn.Embedding(classes + 1, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, codes)
+        for embedding in self.embeddings:
+            nn.init.normal_(embedding.weight, std=0.5 / len(neighbours) ** 0.5)
+        nn.init.normal_(self.place, std=0.02)
+        nn.init.normal_(self.label.weight, std=0.5)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What the logits of every code are made of; the code itself and later ones have no say.
+
+        Args:
+            codes: int64 ``[N, T]``, in raster order.
+            labels: int64 ``[N]``; ``classes`` for none.
+
+        Returns:
+            float ``[N, T, D]``, to be multiplied by ``head``.
+        """
+        x = self._embed(codes, labels, slice(None))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def logits(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """float ``[N, T, K]``: entry ``[:, t]`` is of code t, given those before it."""
+        return self.head(self(codes, labels))
+
+    def _embed(self, codes: torch.Tensor, labels: torch.Tensor, at: slice) -> torch.Tensor:
+        """The input at some positions, ``[N, positions, D]``."""
+        # A neighbour outside is number -1, the last column.
+        padded = F.pad(codes, (0, 1), value=self.codes)
+        x = self.place[at] + self.label(labels).unsqueeze(1)
+        for embedding, places in zip(self.embeddings, self.neighbours, strict=True):
+            x = x + embedding(padded[:, places[at]])
+        return x
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: torch.Tensor,
+        uniforms: torch.Tensor,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+    ) -> torch.Tensor:
+        """Draw codes one after the other, with the keys and values of earlier ones kept.
+
+        Args:
+            labels: int64 ``[N]``.
+            uniforms: float64 ``[N, T]`` in [0, 1), one random number for each code: the code is the
+                first whose cumulative probability exceeds it.
+            guidance: see :func:`guided`; 1 samples what was learned, at half the cost.
+            temperature: of the softmax, above 0; below 1 likely codes become likelier.
+
+        Returns:
+            int64 ``[N, T]``.
+        """
+        n = len(labels)
+        if guidance != 1:
+            labels = torch.cat([labels, torch.full_like(labels, self.classes)])
+        codes = labels.new_full((len(labels), self.length), self.codes)
+        caches = [block.cache(len(labels), self.length) for block in self.blocks]
+        for place in range(self.length):
+            logits = self.next_logits(codes, labels, place, caches)
+            if guidance != 1:
+                logits = guided(logits[:n], logits[n:], guidance)
+            chances = (logits.double() / temperature).softmax(1).cumsum(1)
+            drawn = uniforms[:, place, None] * chances[:, -1:]
+            code = torch.searchsorted(chances, drawn, right=True).clamp_(max=self.codes - 1)
+            codes[:, place] = code.repeat(len(labels) // n, 1).squeeze(1)
+        return codes[:n]
+
+    def next_logits(
+        self, codes: torch.Tensor, labels: torch.Tensor, place: int, caches: list[Cache]
+    ) -> torch.Tensor:
+        """float ``[N, K]`` of the code at ``place``, after the calls for all earlier places."""
+        x = self._embed(codes, labels, slice(place, place + 1))
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, (cache, place))
+        return self.head(self.norm(x)).squeeze(1)
+
+
+Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values, [N, heads, T, D / heads] each
+
+
+def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
+    """``unconditional + guidance (conditional - unconditional)``, of logits.
+
+    1 is the conditional prediction itself, 0 the unconditional; above 1 what speaks for the class
+    is exaggerated. Equation 6 of arXiv:2207.12598, whose ``w`` is ``guidance - 1``.
+    """
+    return unconditional.lerp(conditional, guidance)
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, of ``[N, T, D]``."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.LayerNorm(width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        # A new block is the identity.
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.down.weight)
+
+    def cache(self, count: int, length: int) -> Cache:
+        """Room for the keys and values of ``count`` rows of ``length`` codes."""
+        width = self.out.in_features
+        shape = (count, self.heads, length, width // self.heads)
+        return self.out.weight.new_empty(shape), self.out.weight.new_empty(shape)
+
+    def forward(self, x: torch.Tensor, cached: tuple[Cache, int] | None = None) -> torch.Tensor:
+        """Of all positions at once; or, with a cache and a position, of that one alone."""
+        n, length, width = x.shape
+        size = width // self.heads
+        # [3, N, heads, T, size]
+        qkv = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+        queries, keys = F.layer_norm(qkv[:2], (size,))
+        values = qkv[2]
+        if cached is not None:
+            (kept_keys, kept_values), place = cached
+            kept_keys[:, :, place] = keys[:, :, 0]
+            kept_values[:, :, place] = values[:, :, 0]
+            keys, values = kept_keys[:, :, : place + 1], kept_values[:, :, : place + 1]
+        # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
+        # for 64 numbers, and the network can sharpen no further.
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, is_causal=cached is None, scale=1.5 / size**0.5
+        )
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        return x + self.down(F.relu(self.up(self.norm2(x))).square())
+
+
+def _neighbours(side: int) -> torch.Tensor:
+    """int64 ``[4, side^2]``: where the code before, above, above right and above left of each code
+    stands, -1 for none. All are earlier in raster order."""
+    rows = []
+    for place in range(side * side):
+        row, column = divmod(place, side)
+        above = place - side if row else -1
+        right = above + 1 if row and column + 1 < side else -1
+        left = above - 1 if row and column else -1
+        rows.append((place - 1, above, right, left))
+    return torch.tensor(rows).t().contiguous()
