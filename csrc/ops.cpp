@@ -19,13 +19,15 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "Tensor grad_bias)");
 
   // A filter of 3 x 3, padding 1, after nearest-neighbour upsampling by 2. winograd: bits of the
-  // passes, as in csrc/conv_relu_pool.h. The gradients are conv_relu_pool_backward's.
+  // passes, as in csrc/conv_relu_pool.h; allow_tf32 is for GPUs. The gradients are
+  // conv_relu_pool_backward's.
   m.def(
-      "upsample_conv_relu(Tensor x, Tensor weight, Tensor? bias, int activation, int winograd) "
-      "-> Tensor y");
+      "upsample_conv_relu(Tensor x, Tensor weight, Tensor? bias, int activation, int winograd, "
+      "bool allow_tf32) -> Tensor y");
   m.def(
       "upsample_conv_relu_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? y, "
-      "int activation, int winograd, bool need_x, bool need_weight, bool need_bias) "
+      "int activation, int winograd, bool allow_tf32, bool need_x, bool need_weight, "
+      "bool need_bias) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 
   // The second target is that of a pair, of which lam is the first's share. reduction: 0 none, 1

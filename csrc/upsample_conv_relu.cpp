@@ -1,31 +1,20 @@
 // upsample_conv_relu on the CPU: y = activation(conv2d(upsample_nearest(x, 2), weight, bias,
-// padding=1)), by conv_relu_pool's kernels on maps of x's size.
-//
-// The outputs of even and odd rows and columns are four convolutions of x with filters of 2 x 2
-// taps, sums of weight's: along a dimension of taps w0 w1 w2,
-//
-//   y[2 i]     = w0 x[i - 1] + (w1 + w2) x[i]
-//   y[2 i + 1] = (w0 + w1) x[i] + w2 x[i + 1]
-//
-// Read the other way, x's gradient is one convolution of stride 2 with 4 taps, w2, w1 + w2, w0 +
-// w1, w0, from row 2 i - 1 of the gradient at the convolution's output on. The weight gradient is
-// that of the four, added up.
+// padding=1)), by conv_relu_pool's kernels on maps of x's size: upsample_conv_relu.h tells how.
 #include <torch/csrc/stable/library.h>
 
 #include <array>
 #include <optional>
 #include <tuple>
 
-#include "conv_relu_pool_call.h"
 #include "conv_units.h"
 #include "cpu/dispatch.h"
 #include "empty.h"
+#include "upsample_conv_relu_call.h"
 
 namespace imgfast {
 namespace {
 
 constexpr int64_t kChunkBytes = 512 << 10;  // of expanded gradients, to stay in a core's cache
-constexpr int kParities = 4;                // of row and column: 2 * (row % 2) + column % 2
 
 Tensor new_tensor(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
   return empty({sizes.data(), sizes.size()}, dtype, channels_last);
@@ -35,60 +24,12 @@ Tensor new_tensor(const Ints& sizes, ScalarType dtype, bool channels_last = fals
 int64_t whole_lines(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 // A call: the whole convolution, of the upsampled map, and what it is made of.
-struct Call {
-  ConvReLUPoolParams whole;  // as of x upsampled
-  std::array<ConvReLUPoolParams, kParities> parity;
+struct Call : UpsampleConvReLUParams {
   ScalarType compute;
 
-  Call(const Tensor& x, const Tensor& weight, int64_t activation, int64_t winograd) {
-    STD_TORCH_CHECK(x.dim() == 4, "upsample_conv_relu: x must be [N, C, H, W], got ", x.dim(),
-                    " dimensions");
-    STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 &&
-                        weight.size(3) == 3,
-                    "upsample_conv_relu: weight must be [K, C = ", x.size(1), ", 3, 3]");
-    STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(),
-                    "upsample_conv_relu: weight must have the dtype of x");
-    STD_TORCH_CHECK(x.numel() > 0 && weight.numel() > 0,
-                    "upsample_conv_relu: no dimension of x or weight may be empty");
-    STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSiLU) &&
-                        winograd >= 0 &&
-                        winograd <= (kWinogradForward | kWinogradInput | kWinogradWeight),
-                    "upsample_conv_relu: unknown activation or algorithm");
-    STD_TORCH_CHECK(winograd == 0 || x.scalar_type() != ScalarType::Double,
-                    "upsample_conv_relu: Winograd's algorithm is not for float64");
-    compute = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    Ints geometry(kGeometrySize, 1);
-    geometry[kActivation] = activation;
-    geometry[kPool] = static_cast<int64_t>(Pool::kNone);
-    geometry[kWinograd] = winograd;
-    geometry[kEpilogue] = geometry[kAllowTF32] = 0;
-    whole = conv_relu_pool_params(x.size(0), x.size(1), 2 * x.size(2), 2 * x.size(3),
-                                  weight.size(0), 3, 3, geometry.data());
-    for (int i = 0; i < kParities; i++) {
-      ConvReLUPoolParams& p = parity[i];
-      p = whole;
-      p.H = p.P = p.PH = x.size(2);
-      p.W = p.Q = p.PW = x.size(3);
-      p.R = p.S = 2;
-      p.padding_h = 1 - i / 2;  // the last row of taps of an odd one lies in padding instead
-      p.padding_w = 1 - i % 2;
-    }
-  }
-
-  // The convolution of a gradient [n, K, 2 H, 2 W] that is x's.
-  ConvReLUPoolParams adjoint(int64_t n) const {
-    ConvReLUPoolParams p = whole;
-    p.N = n;
-    p.C = whole.K;
-    p.K = whole.C;
-    p.R = p.S = 4;
-    p.stride_h = p.stride_w = 2;
-    p.P = p.PH = parity[0].P;
-    p.Q = p.PW = parity[0].Q;
-    p.activation = Activation::kNone;
-    p.winograd = whole.winograd & kWinogradInput ? kWinogradForward : 0;
-    return p;
-  }
+  Call(const Tensor& x, const Tensor& weight, int64_t activation, int64_t winograd)
+      : UpsampleConvReLUParams(make_upsample_params(x, weight, activation, winograd, false)),
+        compute(x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float) {}
 
   int64_t width() const { return bytes_of(dtype()); }
   DType dtype() const { return compute == ScalarType::Double ? DType::kFloat64 : DType::kFloat32; }
@@ -109,29 +50,14 @@ cpu::View4 part_of(const cpu::View4& v, int i) {
   return part;
 }
 
-// Which of weight's taps [first, last] along one dimension a tap of another filter is the sum of.
-struct Taps {
-  int first, last;
-};
-constexpr Taps kOfParity[2][2] = {{{0, 0}, {1, 2}}, {{0, 1}, {2, 2}}};  // [parity][tap]
-constexpr Taps kOfAdjoint[4] = {{2, 2}, {1, 2}, {0, 1}, {0, 0}};
-
-template <class T>
-T sum_taps(const T* w, Taps rows, Taps cols) {
-  T sum = 0;
-  for (int r = rows.first; r <= rows.last; r++) {
-    for (int s = cols.first; s <= cols.last; s++) sum += w[3 * r + s];
-  }
-  return sum;
-}
-
 // [4, K, C, 2, 2] of weight [K, C, 3, 3], both of the compute type and contiguous.
 template <class T>
 void fold_parities(const T* w, int64_t filters, T* out) {
   for (int i = 0; i < kParities; i++) {
     for (int64_t k = 0; k < filters; k++) {
       for (int tap = 0; tap < 4; tap++) {
-        *out++ = sum_taps(w + 9 * k, kOfParity[i / 2][tap / 2], kOfParity[i % 2][tap % 2]);
+        *out++ =
+            sum_taps(w + 9 * k, taps_of_parity(i / 2, tap / 2), taps_of_parity(i % 2, tap % 2));
       }
     }
   }
@@ -142,7 +68,7 @@ template <class T>
 void fold_adjoint(const T* w, int64_t filters, T* out) {
   for (int64_t k = 0; k < filters; k++) {
     for (int tap = 0; tap < 16; tap++) {
-      *out++ = sum_taps(w + 9 * k, kOfAdjoint[tap / 4], kOfAdjoint[tap % 4]);
+      *out++ = sum_taps(w + 9 * k, taps_of_adjoint(tap / 4), taps_of_adjoint(tap % 4));
     }
   }
 }
@@ -152,12 +78,9 @@ template <class T>
 void unfold_parities(const T* grad, int64_t filters, T* out) {
   std::fill_n(out, 9 * filters, T(0));
   for (int i = 0; i < kParities; i++) {
-    for (int64_t k = 0; k < filters; k++) {
-      for (int tap = 0; tap < 4; tap++, grad++) {
-        const Taps rows = kOfParity[i / 2][tap / 2], cols = kOfParity[i % 2][tap % 2];
-        for (int r = rows.first; r <= rows.last; r++) {
-          for (int s = cols.first; s <= cols.last; s++) out[9 * k + 3 * r + s] += *grad;
-        }
+    for (int64_t k = 0; k < filters; k++, grad += 4) {
+      for (int tap = 0; tap < 9; tap++) {
+        out[9 * k + tap] += grad[2 * tap_of_parity(i / 2, tap / 3) + tap_of_parity(i % 2, tap % 3)];
       }
     }
   }
@@ -196,7 +119,7 @@ cpu::View4 dense_view(void* data, const Ints& sizes, DType dtype) {
 }
 
 Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                          int64_t activation, int64_t winograd) {
+                          int64_t activation, int64_t winograd, bool) {
   const Call call(x, weight, activation, winograd);
   const ConvReLUPoolParams& whole = call.whole;
   if (bias) check_bias(whole, x, *bias);
@@ -403,7 +326,7 @@ class Backward {
 
 std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& y,
-    int64_t activation, int64_t winograd, bool need_x, bool need_weight, bool need_bias) {
+    int64_t activation, int64_t winograd, bool, bool need_x, bool need_weight, bool need_bias) {
   const Call call(x, weight, activation, winograd);
   const int64_t N = call.whole.N;
   const GradientReads reads = check_gradient(call.whole, x, grad_y, y, std::nullopt);

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "cuda/conv_gradient.cuh"
 #include "cuda/conv_plan.cuh"
+#include "cuda/conv_sum.cuh"
 
 namespace imgfast::cuda {
 
@@ -27,6 +29,35 @@ struct ConvBackwardCall {
   std::int64_t grad_weight_stride[4];
   void* grad_bias;  // [K], of the weight's pass, null: not wanted
   void* workspace;  // of the pass that is launched
+};
+
+struct ConvBackwardInputPhase {
+  ConvForwardPlan plan;
+  std::int64_t first_weight, first_x;  // elements from the beginning of weight, and of grad_x
+  std::int64_t first_packed;           // and bytes from that of the workspace
+};
+
+struct ConvBackwardInputPlan {
+  ConvKernel kernel = ConvKernel::kNone;
+  Pooling windows = Pooling::kElement;
+  ConvShape pooled{};
+  std::vector<ConvBackwardInputPhase> phases;
+  std::int64_t workspace_bytes = 0;
+};
+
+// kBias: the bias gradient alone is wanted.
+enum class ConvWeightKernel { kNone, kBias, kSimt, kSimtFew, kMma };
+
+struct ConvBackwardWeightPlan {
+  ConvWeightKernel kernel = ConvWeightKernel::kNone;
+  Pooling pooling = Pooling::kElement;
+  ConvShape shape{};
+  ConvTile tile{};
+  std::int64_t boxes = 0, parts = 0, blocks = 0;
+  std::size_t shared_bytes = 0;
+  ConvSum sum{};                                       // of the weight gradient
+  std::int64_t bias_parts = 0;                         // 0: no bias gradient
+  std::int64_t weight_bytes = 0, workspace_bytes = 0;  // sums of the parts, those of the bias last
 };
 
 template <class T>

@@ -12,25 +12,9 @@
 //   launch_conv_backward_input(call, plan, stream)
 #pragma once
 
-#include <vector>
-
 #include "cuda/conv_backward_call.cuh"
 
 namespace imgfast::cuda {
-
-struct ConvBackwardInputPhase {
-  ConvForwardPlan plan;
-  std::int64_t first_weight, first_x;  // elements from the beginning of weight, and of grad_x
-  std::int64_t first_packed;           // and bytes from that of the workspace
-};
-
-struct ConvBackwardInputPlan {
-  ConvKernel kernel = ConvKernel::kNone;
-  Pooling windows = Pooling::kElement;
-  ConvShape pooled{};
-  std::vector<ConvBackwardInputPhase> phases;
-  std::int64_t workspace_bytes = 0;
-};
 
 // Along one axis, a phase: positions phase + i * stride of x, in a convolution of unit stride.
 struct ConvPhaseAxis {
@@ -132,6 +116,28 @@ ConvBackwardInputPlan plan_gradient_instance(const ConvBackwardCall& call, ConvK
   return plan;
 }
 
+// One convolution of d, of any stride, instead of phases. Its weights are the caller's to pack, in
+// the call's workspace.
+template <class Instance>
+ConvBackwardInputPlan plan_gradient_instance(const ConvBackwardCall& call, ConvKernel kernel,
+                                             const ConvReLUPoolParams& conv) {
+  ConvBackwardInputPlan plan;
+  plan.kernel = kernel;
+  plan.windows = pooling_of(*call.params);
+  ConvBackwardInputPhase phase{};
+  phase.plan.kernel = kernel;
+  const bool fits = make_shape(*call.params, plan.pooled) && make_shape(conv, phase.plan.shape);
+  if (!fits || !plan_tiles<Instance>(phase.plan, call.grad_y_stride[1] == 1)) return {};
+  const std::int64_t (&stride)[4] = call.weight_stride;
+  const ConvPacking packing =
+      conv_packing<Instance>(phase.plan.shape, {0, stride[1], stride[2], stride[3], stride[0]});
+  plan.workspace_bytes =
+      packing.count() * static_cast<std::int64_t>(sizeof(typename Instance::Element));
+  phase.plan.packing = packing;
+  plan.phases.push_back(phase);
+  return plan;
+}
+
 template <class Instance>
 cudaError_t launch_gradient_instance(const ConvBackwardCall& call,
                                      const ConvBackwardInputPlan& plan, cudaStream_t stream) {
@@ -165,11 +171,15 @@ inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardCall& ca
 }
 
 // Tensor cores where the dtype allows them.
-inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardCall& call) {
+inline ConvKernel choose_conv_backward_input(const ConvBackwardCall& call) {
   const ConvReLUPoolParams& p = *call.params;
   const bool exact = call.dtype == DType::kFloat32 && !p.allow_tf32;
   const ConvKernel mma = p.C / p.groups > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
-  return plan_conv_backward_input(call, exact ? ConvKernel::kSimt : mma);
+  return exact ? ConvKernel::kSimt : mma;
+}
+
+inline ConvBackwardInputPlan plan_conv_backward_input(const ConvBackwardCall& call) {
+  return plan_conv_backward_input(call, choose_conv_backward_input(call));
 }
 
 // Does not wait for the device. The plan must be one of this call's.

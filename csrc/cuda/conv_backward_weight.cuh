@@ -10,24 +10,8 @@
 #include "cuda/conv_backward_call.cuh"
 #include "cuda/conv_backward_weight_mma.cuh"
 #include "cuda/conv_backward_weight_simt.cuh"
-#include "cuda/conv_sum.cuh"
 
 namespace imgfast::cuda {
-
-// kBias: the bias gradient alone is wanted.
-enum class ConvWeightKernel { kNone, kBias, kSimt, kSimtFew, kMma };
-
-struct ConvBackwardWeightPlan {
-  ConvWeightKernel kernel = ConvWeightKernel::kNone;
-  Pooling pooling = Pooling::kElement;
-  ConvShape shape{};
-  ConvTile tile{};
-  std::int64_t boxes = 0, parts = 0, blocks = 0;
-  std::size_t shared_bytes = 0;
-  ConvSum sum{};                                       // of the weight gradient
-  std::int64_t bias_parts = 0;                         // 0: no bias gradient
-  std::int64_t weight_bytes = 0, workspace_bytes = 0;  // sums of the parts, those of the bias last
-};
 
 // As many blocks as an A100 holds at once, three a multiprocessor: a larger GPU holds them, too,
 // and a smaller one has little left to do at the end.
@@ -207,13 +191,17 @@ inline ConvBackwardWeightPlan plan_conv_backward_weight(
 }
 
 // Tensor cores where the dtype allows them.
-inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardCall& call) {
+inline ConvWeightKernel choose_conv_backward_weight(const ConvBackwardCall& call) {
+  if (call.grad_weight == nullptr) return ConvWeightKernel::kBias;
   const ConvReLUPoolParams& p = *call.params;
   const std::int64_t C = p.C / p.groups;
   const bool exact = call.dtype == DType::kFloat32 && !(p.allow_tf32 && C > 4);
   const ConvWeightKernel simt = C < 4 ? ConvWeightKernel::kSimtFew : ConvWeightKernel::kSimt;
-  if (call.grad_weight == nullptr) return plan_conv_backward_weight(call, ConvWeightKernel::kBias);
-  return plan_conv_backward_weight(call, exact ? simt : ConvWeightKernel::kMma);
+  return exact ? simt : ConvWeightKernel::kMma;
+}
+
+inline ConvBackwardWeightPlan plan_conv_backward_weight(const ConvBackwardCall& call) {
+  return plan_conv_backward_weight(call, choose_conv_backward_weight(call));
 }
 
 // --- launch --------------------------------------------------------------------------------------
@@ -225,8 +213,9 @@ cudaError_t launch_sum(const ConvSum& sum, void* to, cudaStream_t stream) {
                 static_cast<T*>(to));
 }
 
+// What the parts sum, each on its own.
 template <class Instance>
-cudaError_t launch_weight_instance(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
+cudaError_t launch_weight_products(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
                                    cudaStream_t stream) {
   using T = typename Instance::Element;
   ConvBackwardWeight<T> a{};
@@ -239,12 +228,18 @@ cudaError_t launch_weight_instance(const ConvBackwardCall& call, const ConvBackw
   a.tile = plan.tile;
   a.boxes = static_cast<int>(plan.boxes);
   a.parts = static_cast<int>(plan.parts);
-  const cudaError_t error = launch(Instance::kernel(), dim3(static_cast<unsigned>(plan.blocks)),
-                                   dim3(Instance::Size::kThreads), plan.shared_bytes, stream, a);
+  return launch(Instance::kernel(), dim3(static_cast<unsigned>(plan.blocks)),
+                dim3(Instance::Size::kThreads), plan.shared_bytes, stream, a);
+}
+
+template <class Instance>
+cudaError_t launch_weight_instance(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
+                                   cudaStream_t stream) {
+  const cudaError_t error = launch_weight_products<Instance>(call, plan, stream);
   if (error != cudaSuccess) return error;
   ConvSum sum = plan.sum;
-  sum.partial = a.partial;
-  return launch_sum<T>(sum, call.grad_weight, stream);
+  sum.partial = static_cast<const float*>(call.workspace);
+  return launch_sum<typename Instance::Element>(sum, call.grad_weight, stream);
 }
 
 template <class T>
@@ -266,6 +261,12 @@ cudaError_t launch_bias(const ConvBackwardCall& call, const ConvBackwardWeightPl
   return launch_sum<T>(sum, call.grad_bias, stream);
 }
 
+inline cudaError_t launch_bias(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
+                               cudaStream_t stream) {
+  return with_element<cudaError_t>(
+      call.dtype, [&](auto element) { return launch_bias<decltype(element)>(call, plan, stream); });
+}
+
 // Does not wait for the device. The plan must be one of this call's.
 inline cudaError_t launch_conv_backward_weight(const ConvBackwardCall& call,
                                                const ConvBackwardWeightPlan& plan,
@@ -278,9 +279,7 @@ inline cudaError_t launch_conv_backward_weight(const ConvBackwardCall& call,
         });
     if (error != cudaSuccess) return error;
   }
-  if (plan.bias_parts == 0) return cudaSuccess;
-  return with_element<cudaError_t>(
-      call.dtype, [&](auto element) { return launch_bias<decltype(element)>(call, plan, stream); });
+  return plan.bias_parts == 0 ? cudaSuccess : launch_bias(call, plan, stream);
 }
 
 }  // namespace imgfast::cuda

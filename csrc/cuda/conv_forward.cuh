@@ -47,17 +47,23 @@ inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call, ConvKernel
 }
 
 // Tensor cores where the dtype allows them, and there the kernel for few channels where a step of
-// the other would be mostly padding, if its tile fits.
-inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call) {
+// the other would be mostly padding, if its tile fits. plan_of(kernel) plans one.
+template <class PlanOf>
+ConvForwardPlan choose_conv_forward(const ConvForwardCall& call, const PlanOf& plan_of) {
   const ConvReLUPoolParams& p = *call.params;
   const std::int64_t C = p.C / p.groups, K = p.K / p.groups;
   const ConvKernel simt = C < 4 ? ConvKernel::kSimtFew : ConvKernel::kSimt;
   const ConvKernel mma = K > 64 ? ConvKernel::kMmaWide : ConvKernel::kMma;
   const bool exact = call.dtype == DType::kFloat32 && !(p.allow_tf32 && C > 4);
   ConvForwardPlan plan;
-  if (!exact && C < 8) plan = plan_conv_forward(call, ConvKernel::kMmaFew);
-  if (plan.kernel == ConvKernel::kNone) plan = plan_conv_forward(call, exact ? simt : mma);
+  if (!exact && C < 8) plan = plan_of(ConvKernel::kMmaFew);
+  if (plan.kernel == ConvKernel::kNone) plan = plan_of(exact ? simt : mma);
   return plan;
+}
+
+inline ConvForwardPlan plan_conv_forward(const ConvForwardCall& call) {
+  return choose_conv_forward(call,
+                             [&](ConvKernel kernel) { return plan_conv_forward(call, kernel); });
 }
 
 // Does not wait for the device. The plan must be one of this call's.

@@ -37,6 +37,7 @@ struct ConvForwardPlan {
   std::int64_t blocks = 0;
   std::size_t shared_bytes = 0;
   ConvPacking packing{};
+  bool filters_last = false;         // of packed weights, or channels
   std::int64_t workspace_bytes = 0;  // of packed weights; 0: the kernel reads them where they are
 };
 
@@ -275,6 +276,7 @@ bool plan_tiles(ConvForwardPlan& plan, bool channels_together) {
   const auto fits = [&](const ConvTile& t) { return bytes(t) <= kMostSharedBytes; };
   plan.tile = choose_tile(s, Instance::kM, row_cost, fits);
   if (plan.tile.images == 0) return false;
+  plan.filters_last = Instance::kFiltersLast;
   plan.shared_bytes = bytes(plan.tile);
   plan.blocks = conv_ceil_div(s.K, Instance::kN) * s.groups * conv_ceil_div(s.N, plan.tile.images) *
                 plan.tile.tiles_h * plan.tile.tiles_w;

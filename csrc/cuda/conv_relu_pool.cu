@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cuda/conv_forward.cuh"
+#include "cuda/conv_launch.cuh"
 #include "cuda/conv_operator.h"
 
 namespace imgfast::cuda {
@@ -43,4 +44,12 @@ STABLE_TORCH_LIBRARY_IMPL(imgfast, CUDA, m) {
 }
 
 }  // namespace
+
+ConvForwardPlan plan_conv(const ConvForwardCall& call) { return plan_conv_forward(call); }
+
+cudaError_t launch_conv(const ConvForwardCall& call, const ConvForwardPlan& plan,
+                        cudaStream_t stream) {
+  return launch_conv_forward(call, plan, stream);
+}
+
 }  // namespace imgfast::cuda

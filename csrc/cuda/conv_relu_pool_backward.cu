@@ -8,7 +8,7 @@
 
 #include "cuda/conv_backward_input.cuh"
 #include "cuda/conv_backward_weight.cuh"
-#include "cuda/conv_forward.cuh"
+#include "cuda/conv_launch.cuh"
 #include "cuda/conv_operator_backward.h"
 #include "cuda/conv_served.h"
 #include "tensor_dtype.h"
@@ -75,12 +75,39 @@ void launch_weight_gradients(ConvBackwardCall& call, const Allocator& empty, cud
   STD_CUDA_CHECK(launch_conv_backward_weight(call, plan, stream));
 }
 
+ConvBackwardInputPlan plan_conv_of_gradient(const ConvBackwardCall& call,
+                                            const ConvReLUPoolParams& conv) {
+  const ConvKernel kernel = choose_conv_backward_input(call);
+  return with_gradient_instance<ConvBackwardInputPlan>(
+      kernel, call.dtype, pooling_of(*call.params), [&](auto instance) {
+        return plan_gradient_instance<decltype(instance)>(call, kernel, conv);
+      });
+}
+
+cudaError_t launch_conv_of_gradient(const ConvBackwardCall& call, const ConvBackwardInputPlan& plan,
+                                    cudaStream_t stream) {
+  return launch_conv_backward_input(call, plan, stream);
+}
+
+ConvBackwardWeightPlan plan_weight_parts(const ConvBackwardCall& call) {
+  return plan_conv_backward_weight(call);
+}
+
+cudaError_t launch_weight_parts(const ConvBackwardCall& call, const ConvBackwardWeightPlan& plan,
+                                cudaStream_t stream) {
+  if (plan.kernel == ConvWeightKernel::kBias) return launch_bias(call, plan, stream);
+  return with_weight_instance<cudaError_t>(
+      plan.kernel, call.dtype, plan.pooling, [&](auto instance) {
+        return launch_weight_products<decltype(instance)>(call, plan, stream);
+      });
+}
+
 bool serves_conv_relu_pool(const ConvReLUPoolParams& params, DType dtype, bool gradients) {
   if (params.epilogue) return serves_epilogue(params);
   ConvForwardCall forward{};
   forward.params = &params;
   forward.dtype = dtype;
-  if (plan_conv_forward(forward).kernel == ConvKernel::kNone) return false;
+  if (plan_conv(forward).kernel == ConvKernel::kNone) return false;
   if (!gradients) return true;
   char wanted = 0;
   ConvBackwardCall backward{};

@@ -28,6 +28,11 @@ def kernel_wins(kind, run_kernel, run_stock, tensors) -> bool:
     return bool(wins)
 
 
+def is_timed(kind) -> bool:
+    """Whether what :func:`kernel_wins` says of a kind of call is a clock's word."""
+    return kind in _wins
+
+
 def needs_grad(tensors):
     """For the kind of a call: which of its tensors require gradients, if any are recorded."""
     return torch.is_grad_enabled() and tuple(t is not None and t.requires_grad for t in tensors)

@@ -5,9 +5,9 @@ import torch
 
 from imgfast.ops import autocast
 from imgfast.ops import upsample_conv_relu_autograd as autograd
-from imgfast.ops.conv_relu_pool import _autocast, _needs_grad, _transformed
+from imgfast.ops.conv_relu_pool import _allows_tf32, _autocast, _needs_grad, _transformed
 from imgfast.ops.conv_relu_pool_route import Route
-from imgfast.ops.upsample_conv_relu_route import Spec, choose
+from imgfast.ops.upsample_conv_relu_route import Spec, choose, faster
 from imgfast.ops.upsample_conv_relu_stock import upsample_conv_relu_stock
 
 
@@ -58,13 +58,17 @@ def upsample_conv_relu(
     Note:
         - Kept for backward: ``x``, ``weight`` and, for an activation, ``y``, which the next layer
           keeps anyway.
-        - Sums of taps and products are float32 for bfloat16 and float16.
+        - Sums of taps and products are float32 for bfloat16 and float16; on CUDA, tensor cores take
+          sums of taps rounded to these, which adds about as much error as the output's rounding.
         - ``"auto"`` takes Winograd's algorithm, F(5 x 5, 2 x 2), where a count of operations says
           that it pays; its error is as told of :func:`imgfast.conv_relu_pool`.
+        - On CUDA, the first call of each kind is timed both ways and the faster one remembered;
+          while that may not be done (graph capture, deterministic algorithms, ``torch.compile``)
+          stock runs. float32 factors are rounded to tf32 where torch allows that of convolutions.
         - Deterministic: the same bits for the same arguments and number of threads.
-        - Other filters and scale factors, other devices than the CPU, tensor subclasses,
-          derivatives of gelu and silu, ``torch.func`` transforms and forward-mode derivatives run
-          the stock composition; :func:`imgfast.upsample_dispatch_info` tells which and why. Second
+        - Other filters and scale factors, float64 on CUDA, tensor subclasses, derivatives of gelu
+          and silu, ``torch.func`` transforms and forward-mode derivatives run the stock
+          composition; :func:`imgfast.upsample_dispatch_info` tells which and why. Second
           derivatives are the stock composition's.
 
     Source:
@@ -87,7 +91,8 @@ def upsample_dispatch_info(
     algorithm="auto",
 ) -> Route:
     """Which route :func:`upsample_conv_relu` takes for these very arguments, and why; see
-    :func:`imgfast.dispatch_info`."""
+    :func:`imgfast.dispatch_info`. On CUDA it times kernels and stock where that has not been done
+    yet."""
     return _prepare(x, weight, bias, scale_factor, padding, groups, activation, algorithm)[-1]
 
 
@@ -104,9 +109,10 @@ def _route_of(x, weight, bias, spec) -> Route:
     plain = torch.compiler.is_compiling() or all(
         type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout is torch.strided for t in tensors
     )
-    return choose(
+    route = choose(
         spec,
-        plain and all(t.is_cpu and t.dtype == x.dtype for t in tensors),
+        plain and all(t.device == x.device and t.dtype == x.dtype for t in tensors),
+        x.device.type,
         not any(
             t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight)
         ),
@@ -117,6 +123,7 @@ def _route_of(x, weight, bias, spec) -> Route:
         _transformed(),
         _needs_grad(x, weight, bias),
     )
+    return faster(route, spec, x, weight, bias, _allows_tf32(), _run)
 
 
 def _run(x, weight, bias, spec, route):
@@ -124,7 +131,8 @@ def _run(x, weight, bias, spec, route):
         return upsample_conv_relu_stock(x, weight, bias, spec)
     if x.dim() == 3:
         return _run(x.unsqueeze(0), weight, bias, spec, route).squeeze(0)
-    number = spec.activation_number
+    tf32 = x.is_cuda and _allows_tf32()
+    numbers = spec.activation_number, int(route.winograd), tf32
     if torch.compiler.is_compiling():
-        return torch.ops.imgfast.upsample_conv_relu(x, weight, bias, number, int(route.winograd))
-    return autograd.run(x, weight, bias, number, route)
+        return torch.ops.imgfast.upsample_conv_relu(x, weight, bias, *numbers)
+    return autograd.run(x, weight, bias, numbers, route)

@@ -5,11 +5,18 @@ from typing import NamedTuple
 
 import torch
 
+from imgfast import _C
 from imgfast.ops import conv_relu_pool_route as conv
+from imgfast.ops import cuda_route
 from imgfast.ops.conv_relu_pool_costs import Costs, Winograd
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
 
 ALGORITHMS = ("auto", "direct", "winograd", "stock")
+_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key(
+    "imgfast::upsample_conv_relu_backward", "CUDA"
+)
+DEVICES = ("cpu", "cuda") if _HAS_CUDA else ("cpu",)
+UNTIMED = "not timed on this device yet"
 
 
 class Spec(NamedTuple):
@@ -54,10 +61,23 @@ class Spec(NamedTuple):
         return tuple(ACTIVATIONS).index(self.activation)
 
 
-def choose(spec, plain, planar, dtype, x_shape, weight_shape, bias_shape, transformed, needs_grad):
-    """The route for a Spec and the facts that upsample_conv_relu gathers of its tensors.
+def choose(
+    spec,
+    plain,
+    device,
+    planar,
+    dtype,
+    x_shape,
+    weight_shape,
+    bias_shape,
+    transformed,
+    needs_grad,
+):
+    """The route for a Spec and the facts that upsample_conv_relu gathers of its tensors; on CUDA,
+    for :func:`faster` to judge.
 
     Args:
+        plain: whether the tensors are of one dtype and device, strided, and of no subclass.
         planar: whether the output is NCHW.
     """
     if spec.algorithm == "stock":
@@ -66,10 +86,10 @@ def choose(spec, plain, planar, dtype, x_shape, weight_shape, bias_shape, transf
         "a torch.func transform or forward-mode derivative is active" if transformed else None
     )
     obstacle = obstacle or _no_kernel(
-        spec, plain, dtype, x_shape, weight_shape, bias_shape, needs_grad
+        spec, plain, device, dtype, x_shape, weight_shape, bias_shape, needs_grad
     )
     if obstacle is None and spec.algorithm == "auto":
-        obstacle = _slower(planar, x_shape, weight_shape, needs_grad)
+        obstacle = _slower(device, planar, x_shape, weight_shape, needs_grad)
     if obstacle is None and spec.algorithm == "winograd" and dtype == torch.float64:
         obstacle = "float64 stays exact: Winograd is not"
     if obstacle is not None:
@@ -78,10 +98,12 @@ def choose(spec, plain, planar, dtype, x_shape, weight_shape, bias_shape, transf
                 f"upsample_conv_relu: algorithm={spec.algorithm!r} has no kernel here: {obstacle}"
             )
         return conv.Route("stock", None, obstacle)
-    count = _winograd if torch.compiler.is_compiling() else _winograd_again
-    batch = x_shape[0] if len(x_shape) == 4 else 1
-    winograd = count(spec, dtype, x_shape[-3:], batch, weight_shape, needs_grad)
-    isa = conv._isa()
+    winograd = Winograd(0)
+    if device == "cpu":
+        count = _winograd if torch.compiler.is_compiling() else _winograd_again
+        batch = x_shape[0] if len(x_shape) == 4 else 1
+        winograd = count(spec, dtype, x_shape[-3:], batch, weight_shape, needs_grad)
+    isa = conv._isa() if device == "cpu" else device
     name = "winograd" if Winograd.FORWARD in winograd else "direct"
     return conv.Route(
         name,
@@ -93,9 +115,49 @@ def choose(spec, plain, planar, dtype, x_shape, weight_shape, bias_shape, transf
     )
 
 
-def _no_kernel(spec, plain, dtype, x_shape, weight_shape, bias_shape, needs_grad) -> str | None:
+def faster(route, spec, x, weight, bias, allow_tf32, run) -> conv.Route:
+    """On CUDA, of a route that a rule has chosen and stock's, the one that a clock finds faster;
+    stock's while it may not be asked.
+
+    Args:
+        run: of x, weight, bias, spec and a route.
+    """
+    if not x.is_cuda or spec.algorithm != "auto" or route.name == "stock":
+        return route
+    tensors = x, weight, bias
+    kind = (
+        "upsample_conv_relu",
+        x.device,
+        x.dtype,
+        x.shape,
+        x.stride(),
+        weight.shape,
+        weight.stride(),
+        bias is None,
+        spec.activation,
+        cuda_route.needs_grad(tensors),
+        allow_tf32,
+    )
+    stock = conv.Route("stock", None, UNTIMED)
+    runs = (functools.partial(run, spec=spec, route=of) for of in (route, stock))
+    if cuda_route.kernel_wins(kind, *runs, tensors):
+        return route._replace(reason=f"timed, faster than stock; {route.reason}")
+    if cuda_route.is_timed(kind):
+        stock = stock._replace(reason="timed, stock is faster")
+    return stock
+
+
+def _no_kernel(
+    spec, plain, device, dtype, x_shape, weight_shape, bias_shape, needs_grad
+) -> str | None:
     if not plain:
-        return "a tensor is not on the CPU, sparse, of a subclass or of another dtype"
+        return "a tensor is sparse, of a subclass, or of another device or dtype"
+    if device not in DEVICES:
+        return f"no kernel for device {device}"
+    if device == "cuda" and dtype == torch.float64:
+        return "no kernel for float64 on CUDA"
+    if device == "cuda" and spec.algorithm == "winograd":
+        return "Winograd's algorithm runs on the CPU only"
     if dtype not in conv.DTYPES:
         return f"no kernel for {dtype}"
     if len(x_shape) not in (3, 4) or len(weight_shape) != 4:
@@ -110,11 +172,25 @@ def _no_kernel(spec, plain, dtype, x_shape, weight_shape, bias_shape, needs_grad
         return "the shapes do not fit"
     if needs_grad and spec.activation in ("gelu", "silu"):
         return f"no gradient kernel for {spec.activation}, whose argument would have to be kept"
+    if device == "cuda" and not torch.compiler.is_compiling():
+        return _no_cuda(dtype, x_shape, weight_shape, needs_grad)
     return None
 
 
-def _slower(planar, x_shape, weight_shape, needs_grad) -> str | None:
-    """Where stock has been measured faster."""
+def _no_cuda(dtype, x_shape, weight_shape, needs_grad) -> str | None:
+    images = x_shape if len(x_shape) == 4 else (1, *x_shape)
+    name = str(dtype).removeprefix("torch.")
+    served = all(
+        _C.cuda_serves_upsample_conv_relu([*images, weight_shape[0]], name, tf32, needs_grad)
+        for tf32 in (False, True)  # either may be allowed when it runs
+    )
+    return None if served else "no CUDA kernel for a map this large"
+
+
+def _slower(device, planar, x_shape, weight_shape, needs_grad) -> str | None:
+    """Where stock has been measured faster, or a measurement cannot be made."""
+    if device == "cuda":
+        return UNTIMED if torch.compiler.is_compiling() else None
     filters, channels = weight_shape[:2]
     positions = x_shape[-1] * x_shape[-2]
     if positions < 9:
