@@ -13,14 +13,18 @@ from imgfast.cli.app import DataOption, JsonOption, command, empty_folder
 from imgfast.data import load_data
 from imgfast.data.load import SUBSET
 from imgfast.engine.compare import save_plot as save_comparison_plot
+from imgfast.engine.compare_generator import compare_generator
+from imgfast.engine.generator_train_config import NAME as GENERATOR
 from imgfast.engine.sweep import save_plot as save_sweep_plot
 from imgfast.engine.sweep import sweep as run_sweep
-from imgfast.models import PRESETS, classifier_config
+from imgfast.models import PRESETS, classifier_config, generator_config
 
 
 @command()
 def bench(
-    model: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help=f"Network: {', '.join(PRESETS)}, {GENERATOR}.")
+    ] = "tiny",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a call.")] = 128,
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 28,
     channels: Annotated[int, typer.Option(help="1 or 3.")] = 1,
@@ -41,6 +45,8 @@ def bench(
     With --sweep: variants of the network are trained alike, and shown with their parameters,
     speed and accuracy.
     """
+    if sweep and model == GENERATOR:
+        raise typer.BadParameter(f"--sweep does not belong to --model {GENERATOR}")
     folder = folder or engine.RunFolder.unused("sweep" if sweep else "bench")
     empty_folder(folder)
     if sweep:
@@ -55,9 +61,12 @@ def bench(
     else:
         names = tuple(map(str, range(classes)))
         half = (0.5,) * channels
-        network = classifier_config(model, names, channels, image_size, half, half)
+        sizes = (names, channels, image_size, half, half)
         with console.waiting("timing beside stock PyTorch"):
-            rows = engine.compare(network, batch_size)
+            if model == GENERATOR:
+                rows = compare_generator(generator_config(*sizes), batch_size)
+            else:
+                rows = engine.compare(classifier_config(model, *sizes), batch_size)
         folder.mkdir(parents=True, exist_ok=True)
         save_comparison_plot(folder / "bench.png", rows)
     picture = folder / ("sweep.png" if sweep else "bench.png")

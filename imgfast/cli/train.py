@@ -78,7 +78,7 @@ def train(
     ] = False,
     seed: Annotated[int | None, _option("Of split, weights and order.", "seed")] = None,
     epochs: Annotated[
-        int | None, _option("Passes over the pictures. Default: 20 of tiny, else 16.")
+        int | None, _option("Passes over the pictures. Default: by model, for tiny 20.")
     ] = None,
     batch_size: Annotated[
         int | None, _option("Pictures in a step, over all processes.", "batch_size")

@@ -38,7 +38,7 @@ def show_generator(
                 "samples": str(run.samples),
                 "held_out": len(result.held_out),
                 "skipped": len(pictures.skipped),
-                **dataclasses.asdict(config),
+                **dataclasses.asdict(result.config),
             }
         )
     else:

@@ -23,7 +23,7 @@ import imgfast.nn
 from imgfast.engine.figure import new_figure, save_figure
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
-_LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _SECONDS_PER_TASK = 4.0
 _MIN_ROUNDS = 5
 
@@ -74,7 +74,7 @@ def compare(
     variants = {
         (layers, layout): _Variant(config, layers, layout, batch_size)
         for layers in ("imgfast", "stock")
-        for layout in _LAYOUTS
+        for layout in LAYOUTS
     }
     _check_equal(variants)
     results = []
@@ -83,9 +83,9 @@ def compare(
             key: variant.infer if task == "inference" else variant.step
             for key, variant in variants.items()
         }
-        medians = _interleaved(calls, seconds)
+        medians = interleaved(calls, seconds)
         best = {
-            layers: min(_LAYOUTS, key=lambda layout, side=layers: medians[side, layout])
+            layers: min(LAYOUTS, key=lambda layout, side=layers: medians[side, layout])
             for layers in ("imgfast", "stock")
         }
         results.append(
@@ -119,7 +119,7 @@ def pictures_a_second(model: Classifier, batch_size: int = 128, seconds: float =
     shape = (batch_size, config.channels, config.image_size, config.image_size)
     model = model.to(memory_format=torch.channels_last)
     x = torch.rand(shape).to(memory_format=torch.channels_last)
-    return batch_size / _interleaved({"": lambda: model(x)}, seconds)[""]
+    return batch_size / interleaved({"": lambda: model(x)}, seconds)[""]
 
 
 class _Variant:
@@ -127,7 +127,7 @@ class _Variant:
 
     def __init__(self, config: ClassifierConfig, layers: str, layout: str, batch: int) -> None:
         self.layers = layers
-        memory_format = _LAYOUTS[layout]
+        memory_format = LAYOUTS[layout]
         generator = torch.Generator().manual_seed(0)
         shape = (batch, config.channels, config.image_size, config.image_size)
         # .to() sets the strides even of one channel, where .contiguous() sees nothing to do and
@@ -171,7 +171,7 @@ def _check_equal(variants: dict[tuple[str, str], _Variant]) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-2, atol=1e-3)
 
 
-def _interleaved(calls: dict[Key, Callable[[], object]], seconds: float) -> dict[Key, float]:
+def interleaved(calls: dict[Key, Callable[[], object]], seconds: float) -> dict[Key, float]:
     """Median seconds of each call, one of each in turn until the time is used."""
     for call in calls.values():  # warm up: allocator, threads, oneDNN's primitives
         call()

@@ -19,6 +19,8 @@ GENERATOR_NETWORK = (
     "prior_depth",
     "prior_heads",
 )
+# How many pictures a stage is shown where no epochs are given, and its largest number of epochs.
+_SHOWN = {"tokenizer_epochs": (360_000, 60), "prior_epochs": (60_000, 20)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class GeneratorTrainConfig:
             :class:`imgfast.models.GeneratorConfig`.
         seed: of the split, the weights, the order, what is dropped and revived.
         epochs: passes over the pictures in the stages of tokenizer and prior, each.
-        tokenizer_epochs, prior_epochs: of one stage where it is not to be ``epochs``.
+        tokenizer_epochs, prior_epochs: of one stage where it is not to be ``epochs``. Without any,
+            :meth:`resolved` takes 6 and 1 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
         batch_size: pictures in a step.
         lr, prior_lr: peaks of the learning-rate cycles of AdamW.
@@ -67,11 +70,11 @@ class GeneratorTrainConfig:
     prior_depth: int | None = None
     prior_heads: int | None = None
     seed: int = 0
-    epochs: int = 4
+    epochs: int | None = None
     tokenizer_epochs: int | None = None
     prior_epochs: int | None = None
     feature_epochs: int = 1
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 3e-3
     prior_lr: float = 3e-3
     weight_decay: float = 0.05
@@ -101,17 +104,15 @@ class GeneratorTrainConfig:
             },
         )
         # What depends on other settings is resolved here, so that the run folder tells the value.
-        for name in ("tokenizer_epochs", "prior_epochs"):
+        for name in _SHOWN:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.epochs)
+        given = [name for name in ("epochs", *_SHOWN) if getattr(self, name) is not None]
         check_ranges(
             self,
             {
                 "seed": (0, 2**63 - 1),
-                "epochs": (1, 100_000),
-                "tokenizer_epochs": (1, 100_000),
-                "prior_epochs": (1, 100_000),
-                "feature_epochs": (1, 100_000),
+                **dict.fromkeys([*given, "feature_epochs"], (1, 100_000)),
                 "batch_size": (1, 1 << 20),
                 "lr": (1e-8, 10.0),
                 "prior_lr": (1e-8, 10.0),
@@ -124,6 +125,14 @@ class GeneratorTrainConfig:
                 "ema": (0.0, 0.999999),
             },
         )
+
+    def resolved(self, pictures: int) -> GeneratorTrainConfig:
+        """The recipe for that many training pictures, with the numbers of epochs filled in."""
+        epochs = {}
+        for name, (shown, most) in _SHOWN.items():
+            if getattr(self, name) is None:
+                epochs[name] = max(1, min(most, round(shown / pictures)))
+        return dataclasses.replace(self, **epochs)
 
     @property
     def network(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from imgfast.engine.generator_train_config import GeneratorTrainConfig
 from imgfast.engine.optimizer import moving_average
 from imgfast.engine.perceptual import PerceptualLoss
 from imgfast.engine.training_step import autocast, epoch_seed
+from imgfast.models.classifier import memory_format
 from imgfast.models.tokenizer import Tokenizer
 
 _START = 100  # steps before latents are quantised, or a tenth of all
@@ -39,10 +40,12 @@ class TokenizerStep:
         data: ImageSet,
         perceptual: PerceptualLoss | None,
     ) -> None:
-        self.config, self.model, self.perceptual = config, model, perceptual
+        self.config = config = config.resolved(len(data))
+        self.model, self.perceptual = model, perceptual
         self.mean, self.std = data.mean, data.std
         self.device = next(model.parameters()).device
         self.images = data.images.to(self.device)
+        self.layout = memory_format(model)
         self.average = moving_average(model, config.ema) if config.ema else None
         parameters = list(model.parameters())
         self.optimizers = [
@@ -101,4 +104,4 @@ class TokenizerStep:
 
     def _pictures(self, batch: torch.Tensor) -> torch.Tensor:
         x = normalise(self.images[batch.to(self.device)], self.mean, self.std)
-        return x.to(memory_format=torch.channels_last)
+        return x.to(memory_format=self.layout)

@@ -50,6 +50,7 @@ class GeneratorResult:
 
     Args:
         model: after the last epoch; with ``ema``, the moving averages.
+        config: the recipe, with every default resolved.
         psnr: of held-out pictures that went through codes, in decibels.
         held_out_loss: of the prior, in nats a code of held-out pictures.
         codes_used, perplexity: see :class:`imgfast.models.quantizer.Usage`, of held-out pictures.
@@ -59,6 +60,7 @@ class GeneratorResult:
     """
 
     model: Generator
+    config: GeneratorTrainConfig
     psnr: float
     held_out_loss: float
     codes_used: int
@@ -117,12 +119,13 @@ class _Run:
     def __init__(
         self, data: ImageSet, config: GeneratorTrainConfig, run: RunFolder, device: torch.device
     ) -> None:
-        self.config, self.run, self.device = config, run, device
+        self.run, self.device = run, device
         _, channels, size, _ = data.images.shape
         model_config = generator_config(
             data.classes, channels, size, data.mean, data.std, **config.network
         )
         self.train_set, self.held_out = split(data, config.seed)
+        self.config = config = config.resolved(len(self.train_set))
         spread = torch.linspace(0, len(self.held_out) - 1, min(_JUDGED, len(self.held_out)))
         self.judges = self.held_out.subset(spread.long())
         self.in_training, self.judged = (
@@ -199,7 +202,7 @@ class _Run:
         """A new model in training, made of what the stages before have trained."""
         config, data = self.config, self.train_set
         if stage.name == FEATURES:
-            recipe, network = _feature_recipe(config, data)
+            recipe, network = feature_recipe(config, data)
             return TrainingStep(recipe, network, data, self.device, distributed.Processes())
         if stage.name == TOKENIZER:
             features = self.finished.get(FEATURES)
@@ -323,6 +326,7 @@ class _Run:
         before = [0.0, *(self._lines(stage.name)[-1]["train_seconds"] for stage in self.stages)]
         return GeneratorResult(
             self.judged.eval(),
+            self.config,
             tokenizer["psnr"],
             prior["held_out_loss"],
             tokenizer["codes_used"],
@@ -358,7 +362,7 @@ def _parts(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     return zip(*(tensor.split(256) for tensor in tensors), strict=True)
 
 
-def _feature_recipe(config: GeneratorTrainConfig, data: ImageSet) -> tuple[TrainConfig, Any]:
+def feature_recipe(config: GeneratorTrainConfig, data: ImageSet) -> tuple[TrainConfig, Any]:
     """How to train the classifier of features, and its network."""
     recipe = TrainConfig(
         widths=_FEATURE_WIDTHS,

@@ -191,7 +191,9 @@ class Classifier(nn.Module):
         if not norms or not exact or not all(bool((norm.weight > 0).all()) for norm in norms):
             return self
         folded = Classifier(dataclasses.replace(config, norm="none"), layers)
-        folded.to(self.head.weight.device, self.head.weight.dtype, memory_format=_format(self))
+        folded.to(
+            self.head.weight.device, self.head.weight.dtype, memory_format=memory_format(self)
+        )
         convolutions = [module for module in self.stages if isinstance(module, nn.Conv2d)]
         targets = [module for module in folded.stages if isinstance(module, nn.Conv2d)]
         for source, norm, target in zip(convolutions, norms, targets, strict=True):
@@ -239,7 +241,7 @@ def _normed(config: ClassifierConfig, width: int) -> Parts:
     return [("norm", norm), (config.activation, ACTIVATIONS[config.activation]())]
 
 
-def _format(model: nn.Module) -> torch.memory_format:
+def memory_format(model: nn.Module) -> torch.memory_format:
     """The layout of a model's filters."""
     filters = next(p for p in model.parameters() if p.dim() == 4)
     last = filters.is_contiguous(memory_format=torch.channels_last)

@@ -196,9 +196,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, few, whole, optio
     if options:
         expected = RunFolder(tmp_path / "whole")
         train_generator(few, config, expected)
-    epochs = len(metrics(expected))
-    # Before there is a state, within and between stages, and before the last epoch.
-    for epoch in range(epochs):
+    # Before there is a state, within and between stages; without features, between them.
+    for epoch in range(5) if not options else (2,):
         with pytest.raises(KeyboardInterrupt):
             train_generator(few, config, parts, interrupt_after(epoch), resume=epoch > 0)
         assert len(metrics(parts)) == epoch
@@ -275,7 +274,24 @@ def test_each_kind_of_checkpoint_says_which_command_takes_it(tmp_path, whole, ru
 def test_settings_are_checked(change, rule):
     with pytest.raises(ValueError, match=f"train: {rule}"):
         GeneratorTrainConfig.from_dict(change)
-    assert GeneratorTrainConfig(epochs=3, prior_epochs=5).tokenizer_epochs == 3
+
+
+@pytest.mark.parametrize(
+    "given, pictures, expected",
+    [
+        ({}, 60_000, (6, 1)),
+        ({}, 11_200, (32, 5)),
+        ({}, 100, (60, 20)),
+        ({}, 10**7, (1, 1)),
+        ({"epochs": 3}, 100, (3, 3)),
+        ({"epochs": 3, "prior_epochs": 5}, 100, (3, 5)),
+        ({"tokenizer_epochs": 4}, 60_000, (4, 1)),
+    ],
+)
+def test_fewer_pictures_get_more_epochs(given, pictures, expected):
+    config = GeneratorTrainConfig(**given).resolved(pictures)
+    assert (config.tokenizer_epochs, config.prior_epochs) == expected
+    assert config.resolved(pictures) == config
 
 
 def test_the_moving_average_copies_the_book(few):
