@@ -216,20 +216,26 @@ def nvcc_flags(cuda: CudaDecision) -> list[str]:
 
 
 def gencode_flags(cuda: CudaDecision) -> list[str]:
-    """Machine code of each architecture, all from the oldest one's PTX, beyond which the kernels
-    ask for nothing: making it once takes half as long. Empty for what torch alone understands
-    (names, 9.0a): then it adds its own.
+    """Machine code of each architecture from the oldest one's PTX, beyond which the kernels ask for
+    nothing: to make it once takes half as long. From 12.0 on they have a PTX of their own, as ptxas
+    13.0 takes stack memory for that of an older one. Empty for what torch alone understands (names,
+    9.0a): then it adds its own.
     """
     listed = re.split(r"[;, ]+", cuda.arch_list.strip())
     found = [re.fullmatch(r"(\d+)\.(\d+)(\+PTX)?", arch) for arch in listed]
     if not all(found):
         return []
     archs = sorted({(int(match[1]), int(match[2])) for match in found})
-    oldest, *_ = names = [f"{major}{minor}" for major, minor in archs]
-    codes = [f"sm_{name}" for name in names]
-    if any(match[3] for match in found):
-        codes.append(f"compute_{oldest}")
-    return [f"-gencode=arch=compute_{oldest},code=[{','.join(codes)}]"]
+    with_ptx = any(match[3] for match in found)
+    flags = []
+    for group in ([a for a in archs if a < (12, 0)], [a for a in archs if a >= (12, 0)]):
+        if group:
+            names = [f"{major}{minor}" for major, minor in group]
+            codes = [f"sm_{name}" for name in names]
+            if with_ptx and group[-1] == archs[-1]:
+                codes.append(f"compute_{names[0]}")
+            flags.append(f"-gencode=arch=compute_{names[0]},code=[{','.join(codes)}]")
+    return flags
 
 
 def libraries(cuda: CudaDecision) -> list[str]:

@@ -276,18 +276,18 @@ def test_jobs_fit_cores_and_memory(env, cores, gigabytes, expected):
     [
         (
             "8.0;8.6;9.0;10.0;12.0+PTX",
-            "compute_80,code=[sm_80,sm_86,sm_90,sm_100,sm_120,compute_80]",
+            ["80,code=[sm_80,sm_86,sm_90,sm_100]", "120,code=[sm_120,compute_120]"],
         ),
-        ("9.0 8.6", "compute_86,code=[sm_86,sm_90]"),  # as torch reads it, in any order
-        ("10.0+PTX", "compute_100,code=[sm_100,compute_100]"),
-        ("9.0a;10.0", None),  # torch's, which takes its own list if no flag contains "arch"
-        ("Hopper", None),
+        ("9.0 8.6", ["86,code=[sm_86,sm_90]"]),  # as torch reads it, in any order
+        ("10.0+PTX", ["100,code=[sm_100,compute_100]"]),
+        ("9.0a;10.0", []),  # torch's, which takes its own list if no flag contains "arch"
+        ("Hopper", []),
     ],
 )
-def test_ptx_is_made_once_for_the_oldest_architecture(archs, expected):
+def test_ptx_is_made_once_for_several_architectures(archs, expected):
     flags = toolchain.nvcc_flags(_decide(TORCH_CUDA_ARCH_LIST=archs))
     found = [flag for flag in flags if "arch" in flag]
-    assert found == ([f"-gencode=arch={expected}"] if expected else [])
+    assert found == [f"-gencode=arch=compute_{arch}" for arch in expected]
     assert not any("arch" in flag for flag in toolchain.definitions(_decide()))
 
 
