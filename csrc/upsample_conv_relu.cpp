@@ -129,8 +129,9 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
   const Tensor folded = folded_weight(call, weight, {kParities, whole.K, whole.C, 2, 2},
                                       [](auto... arguments) { fold_parities(arguments...); });
   const bool channels_last = answers_channels_last(whole, x, weight);
-  // Every other column of a plane is no run of memory.
-  Tensor y = new_tensor({whole.N, whole.K, whole.P, whole.Q}, x.scalar_type(), true);
+  // Every other column of a plane is no run of memory; with one filter, both layouts are the same.
+  Tensor y = new_tensor({whole.N, whole.K, whole.P, whole.Q}, x.scalar_type(),
+                        channels_last || whole.K > 1);
 
   const int choice = whole.winograd & kWinogradForward ? 1 : 0;
   const auto& kernel = cpu::kernels().conv_relu_pool.forward[choice];

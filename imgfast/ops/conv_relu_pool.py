@@ -9,7 +9,7 @@ import torch
 import imgfast
 from imgfast.ops import autocast, timing
 from imgfast.ops import conv_relu_pool_autograd as autograd
-from imgfast.ops.conv_relu_pool_route import Route, Spec, candidates, choose, spec_of
+from imgfast.ops.conv_relu_pool_route import Route, Spec, _constant, candidates, choose, spec_of
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
 _plans = {}  # what has been decided, by everything that a decision depends on
@@ -250,6 +250,7 @@ def _fastest(plans, x, weight, bias) -> Plan:
     return plan._replace(route=plan.route._replace(reason=told))
 
 
+@_constant
 def _allows_tf32() -> bool:
     """Whether torch lets convolutions on CUDA round float32 factors to tf32."""
     conv = getattr(torch.backends.cudnn, "conv", None)  # from torch 2.9 on

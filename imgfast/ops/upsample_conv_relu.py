@@ -123,7 +123,7 @@ def _route_of(x, weight, bias, spec) -> Route:
         _transformed(),
         _needs_grad(x, weight, bias),
     )
-    return faster(route, spec, x, weight, bias, _allows_tf32(), _run)
+    return faster(route, spec, x, weight, bias, x.is_cuda and _allows_tf32(), _run)
 
 
 def _run(x, weight, bias, spec, route):

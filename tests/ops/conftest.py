@@ -23,6 +23,7 @@ from imgfast.ops import (
     linear_cross_entropy_route,
     timing,
 )
+from imgfast.ops import upsample_conv_relu_route as upsample_route
 from imgfast.ops.conv_relu_pool_costs import Winograd
 
 DEVICES = ("cpu", "simt", "cuda")
@@ -94,6 +95,8 @@ def _choose_as_on_cuda(monkeypatch):
     for route in (conv_route, cross_entropy_route, linear_cross_entropy_route):
         monkeypatch.setattr(route, "DTYPES", [t for t in route.DTYPES if t != torch.float64])
     monkeypatch.setattr(conv_route, "_winograd", lambda *_: Winograd(0))
+    for count in ("_winograd", "_winograd_again"):
+        monkeypatch.setattr(upsample_route, count, lambda *_: Winograd(0))
     monkeypatch.setattr(conv_route, "EPILOGUE_DEVICES", ("cpu",))
     monkeypatch.setattr(cross_entropy_autograd, "SMALL", 0)
 

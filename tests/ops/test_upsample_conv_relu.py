@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from conv_cases import TOLERANCE, exact, lay_out
 
 import imgfast
+from imgfast import _C
+from imgfast.ops import cuda_route, timing
+from imgfast.ops import upsample_conv_relu_route as route
 from imgfast.ops.upsample_conv_relu_route import Spec
 from imgfast.ops.upsample_conv_relu_stock import upsample_conv_relu_stock
 
@@ -27,16 +30,21 @@ def stock(x, weight, bias, activation):
     return upsample_conv_relu_stock(x, weight, bias, Spec(2, 1, 1, activation, "stock"))
 
 
-def make(shape, dtype=torch.float32, layout="nchw", bias=True):
+def make(shape, dtype=torch.float32, layout="nchw", bias=True, device="cpu"):
     n, c, h, w, k = shape
-    x = lay_out(exact((n, c, h, w), 0, dtype), layout)
-    weight = exact((k, c, 3, 3), 1, dtype, top=3)
-    return x, weight, exact((k,), 2, dtype) if bias else None
+    x = lay_out(exact((n, c, h, w), 0, dtype).to(device), layout)
+    weight = exact((k, c, 3, 3), 1, dtype, top=3).to(device)
+    return x, weight, exact((k,), 2, dtype).to(device) if bias else None
+
+
+def widened(tensors):
+    """In float64, on the CPU."""
+    return [None if t is None else t.detach().double().cpu() for t in tensors]
 
 
 def compare(got, want, tolerance):
     scale = max(1.0, want.abs().max().item())
-    assert (got.double() - want).abs().max().item() <= tolerance * scale
+    assert (got.double().cpu() - want).abs().max().item() <= tolerance * scale
 
 
 def gradients(run, tensors, grad_y):
@@ -46,13 +54,9 @@ def gradients(run, tensors, grad_y):
     return y, torch.autograd.grad(y, wanted, grad_y.to(y))
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "offset"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(shape, activation, layout, algorithm):
-    tensors = make(shape, layout=layout)
-    wide = [t.double() for t in tensors]
+def check(shape, activation, layout, algorithm, device="cpu"):
+    tensors = make(shape, layout=layout, device=device)
+    wide = widened(tensors)
     grad_y = exact((shape[0], shape[4], 2 * shape[2], 2 * shape[3]), 3)
     want_y, want = gradients(lambda *t: stock(*t, activation), wide, grad_y)
 
@@ -65,19 +69,33 @@ def test_values_and_gradients(shape, activation, layout, algorithm):
     compare(got_y, want_y, tolerance)
     slope = {"relu": 0.0, "leaky_relu": 0.01}.get(activation)
     if slope is not None:  # where a sum is 0 but for rounding, either side's derivative is right
-        through = torch.where(got_y > 0, grad_y, slope * grad_y)
+        through = torch.where(got_y.cpu() > 0, grad_y, slope * grad_y)
         _, want = gradients(lambda *t: stock(*t, "none"), wide, through)
     for g, w in zip(got, want, strict=True):
         compare(g, w, tolerance)
 
 
+@pytest.mark.devices(simt_every=8)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "offset"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape, activation, layout, device):
+    check(shape, activation, layout, "direct", device)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "offset"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_by_winograd(shape, activation, layout):
+    check(shape, activation, layout, "winograd")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_dtypes(dtype, bias):
-    tensors = make((2, 8, 5, 6, 24), dtype, bias=bias)
+def test_dtypes(dtype, bias, device):
+    tensors = make((2, 8, 5, 6, 24), dtype, bias=bias, device=device)
     grad_y = exact((2, 24, 10, 12), 3)
-    wide = [None if t is None else t.double() for t in tensors]
-    want_y, want = gradients(lambda *t: stock(*t, "relu"), wide, grad_y)
+    want_y, want = gradients(lambda *t: stock(*t, "relu"), widened(tensors), grad_y)
 
     def run(*t):
         return imgfast.upsample_conv_relu(*t, algorithm="direct")
@@ -90,7 +108,8 @@ def test_dtypes(dtype, bias):
 
 
 def test_no_rounding_on_the_way():
-    """The folded filters of bfloat16 are float32: 1 + 2^-8 is none of its numbers."""
+    """The folded filters of bfloat16 are float32 on the CPU: 1 + 2^-8 is none of its numbers. What
+    tensor cores lose is measured in test_simt_upsample_conv_relu.py."""
     x = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
     weight = torch.zeros(1, 1, 3, 3, dtype=torch.bfloat16)
     weight[0, 0, 1, 1], weight[0, 0, 1, 2], weight[0, 0, 2, 1] = 1, 2**-8, -1
@@ -99,19 +118,21 @@ def test_no_rounding_on_the_way():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_smooth_forward_alone(activation):
-    x, weight, bias = make((2, 8, 5, 6, 24))
+def test_smooth_forward_alone(activation, device):
+    x, weight, bias = make((2, 8, 5, 6, 24), device=device)
     got = imgfast.upsample_conv_relu(x, weight, bias, activation=activation, algorithm="direct")
-    compare(got, stock(x.double(), weight.double(), bias.double(), activation), LOOSE)
+    compare(got, stock(*widened((x, weight, bias)), activation), LOOSE)
     route = imgfast.upsample_dispatch_info(x.requires_grad_(), weight, bias, activation=activation)
     assert route.name == "stock" and activation in route.reason
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6, 24), (2, 8, 5, 6, 1)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_memory_format_is_stocks(layout):
-    x, weight, bias = make((2, 8, 5, 6, 24), layout=layout)
+def test_memory_format_is_stocks(layout, shape, device):
+    x, weight, bias = make(shape, layout=layout, device=device)
     x.requires_grad_()
-    got, want = imgfast.upsample_conv_relu(x, weight, bias), stock(x, weight, bias, "relu")
+    got = imgfast.upsample_conv_relu(x, weight, bias, algorithm="direct")
+    want = stock(x, weight, bias, "relu")
     assert got.stride() == want.stride()
     grad_y = torch.ones_like(want)
     ours, theirs = (torch.autograd.grad(y, x, grad_y)[0] for y in (got, want))
@@ -136,21 +157,34 @@ def test_threads(threads):
         compare(g, w, TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)])
-@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
-def test_gradients_that_are_wanted(needs, algorithm):
-    tensors = make((2, 8, 5, 6, 24))
-    wanted = []
-    for tensor, need in zip(tensors, needs, strict=True):
-        if need:
-            wanted.append(tensor.requires_grad_())
+NEEDS = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)]
 
-    def total(run):
+
+@pytest.mark.parametrize("needs", NEEDS)
+def test_gradients_that_are_wanted(needs, device):
+    check_wanted(needs, "direct", device)
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+def test_gradients_that_are_wanted_by_winograd(needs):
+    check_wanted(needs, "winograd", "cpu")
+
+
+def check_wanted(needs, algorithm, device):
+    tensors = make((2, 8, 5, 6, 24), device=device)
+
+    def gradients_of(run, tensors):
+        for tensor, need in zip(tensors, needs, strict=True):
+            tensor.requires_grad_(bool(need))
+        wanted = [t for t in tensors if t.requires_grad]
         return torch.autograd.grad(run(*tensors).square().sum(), wanted)
 
-    ours = total(lambda *t: imgfast.upsample_conv_relu(*t, activation="none", algorithm=algorithm))
-    for g, w in zip(ours, total(lambda *t: stock(*t, "none")), strict=True):
-        compare(g, w.double(), LOOSE)
+    def run(*t):
+        return imgfast.upsample_conv_relu(*t, activation="none", algorithm=algorithm)
+
+    expected = gradients_of(lambda *t: stock(*t, "none"), widened(tensors))
+    for g, w in zip(gradients_of(run, tensors), expected, strict=True):
+        compare(g, w, LOOSE)
 
 
 def test_second_derivatives():
@@ -163,15 +197,18 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(run, (x, weight, bias))
 
 
-def test_operators_are_well_formed():
-    x, weight, bias = (t.requires_grad_() for t in make((1, 4, 3, 3, 8)))
-    torch.library.opcheck(torch.ops.imgfast.upsample_conv_relu, (x, weight, bias, 1, 0))
+def test_operators_are_well_formed(device):
+    x, weight, bias = (t.requires_grad_() for t in make((1, 4, 3, 3, 8), device=device))
+    torch.library.opcheck(torch.ops.imgfast.upsample_conv_relu, (x, weight, bias, 1, 0, False))
 
 
-def test_compile():
-    tensors = [t.requires_grad_() for t in make((2, 8, 5, 6, 24))]
-    compiled = torch.compile(imgfast.upsample_conv_relu, backend="aot_eager", fullgraph=True)
-    got, want = compiled(*tensors), imgfast.upsample_conv_relu(*tensors)
+def test_compile(device):
+    tensors = [t.requires_grad_() for t in make((2, 8, 5, 6, 24), device=device)]
+
+    def run(*t):
+        return imgfast.upsample_conv_relu(*t, algorithm="direct")
+
+    got, want = torch.compile(run, backend="aot_eager", fullgraph=True)(*tensors), run(*tensors)
     assert torch.equal(got, want)
     for g, w in zip(
         torch.autograd.grad(got.sum(), tensors),
@@ -181,12 +218,15 @@ def test_compile():
         assert torch.equal(g, w)
 
 
-def test_transforms_and_autocast():
-    x, weight, bias = make((2, 8, 5, 6, 24))
+def test_transforms_and_autocast(device):
+    x, weight, bias = make((2, 8, 5, 6, 24), device=device)
     each = torch.func.vmap(lambda a: imgfast.upsample_conv_relu(a, weight, bias))(x)
-    compare(each, stock(x, weight, bias, "relu").double(), TOLERANCE[torch.float32])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert imgfast.upsample_conv_relu(x, weight, bias).dtype == torch.bfloat16
+    want = stock(*widened((x, weight, bias)), "relu")
+    compare(each, want, TOLERANCE[torch.float32])
+    with torch.autocast(device.type, torch.bfloat16):
+        y = imgfast.upsample_conv_relu(x, weight, bias, algorithm="direct")
+    assert y.dtype == torch.bfloat16
+    compare(y, want, TOLERANCE[torch.bfloat16])
 
 
 @pytest.mark.parametrize(
@@ -232,3 +272,93 @@ def test_a_kernel_that_is_asked_for_and_not_there():
         imgfast.upsample_conv_relu(*(t.double() for t in (x, weight, bias)), algorithm="winograd")
     with pytest.raises(RuntimeError):  # torch's own
         imgfast.upsample_conv_relu(x, weight[:, :1], bias)
+
+
+# --- the route on CUDA, from facts alone: the choice needs no GPU ---------------------------------
+
+
+@pytest.fixture
+def cuda_kernels(monkeypatch):
+    monkeypatch.setattr(route, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(route, "_no_cuda", lambda *_: None)
+    monkeypatch.setattr(cuda_route, "_wins", {})
+
+
+def choose(dtype=torch.float32, needs_grad=True, **options):
+    spec = Spec.of(*({"scale_factor": 2, "padding": 1, "groups": 1, "activation": "relu",
+                      "algorithm": "auto"} | options).values())  # fmt: skip
+    shapes = (2, 8, 5, 6), (24, 8, 3, 3), (24,)
+    return route.choose(spec, True, "cuda", False, dtype, *shapes, False, needs_grad)
+
+
+def test_routes_of_cuda(cuda_kernels, monkeypatch):
+    for algorithm in ("auto", "direct"):
+        chosen = choose(algorithm=algorithm)
+        assert (chosen.name, chosen.isa, chosen.saves_y) == ("direct", "cuda", True)
+        assert not chosen.winograd
+    assert choose(torch.float64).name == choose(activation="gelu").name == "stock"
+    assert choose(activation="gelu", needs_grad=False).name == "direct"
+    with pytest.raises(RuntimeError, match="Winograd's algorithm runs on the CPU only"):
+        choose(algorithm="winograd")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert (choose().name, choose().reason) == ("stock", route.UNTIMED)
+    assert choose(algorithm="direct").name == "direct"
+
+
+def test_what_no_cuda_kernel_serves_is_stocks(cuda_kernels, monkeypatch):
+    monkeypatch.setattr(route, "_no_cuda", lambda *_: "no CUDA kernel for this")
+    assert choose().reason == "no CUDA kernel for this"
+    with pytest.raises(RuntimeError, match="no CUDA kernel for this"):
+        choose(algorithm="direct")
+
+
+class OnCUDA:
+    """What faster() asks of tensors of a device that is not here."""
+
+    is_cuda, device, dtype, requires_grad = True, torch.device("cuda"), torch.float32, False
+    layout = torch.strided
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def stride(self):
+        return torch.empty(self.shape).stride()
+
+
+@pytest.mark.parametrize("winner", ["imgfast", "stock"])
+def test_the_faster_one_is_remembered(winner, cuda_kernels, monkeypatch):
+    timed, possible = [], False
+    monkeypatch.setattr(timing, "possible", lambda *_: possible)
+
+    def times(candidates, tensors):
+        timed.append([run.keywords["route"].name for run in candidates.values()])
+        return dict.fromkeys(sorted(candidates, key=lambda name: name != winner), 0.0)
+
+    monkeypatch.setattr(timing, "times", times)
+    x, weight, spec = OnCUDA(2, 8, 5, 6), OnCUDA(24, 8, 3, 3), Spec(2, 1, 1, "relu", "auto")
+
+    def judge(x=x, spec=spec, tf32=False):
+        return route.faster(choose(), spec, x, weight, None, tf32, run=lambda **_: None)
+
+    assert (judge().name, judge().reason, timed) == ("stock", route.UNTIMED, [])
+    possible = True
+    found = [judge() for _ in range(3)][-1]
+    assert found.name == ("direct" if winner == "imgfast" else "stock")
+    assert "timed" in found.reason and "not timed" not in found.reason
+    assert timed == [["direct", "stock"]]
+    possible = False  # what is known holds
+    assert judge() == found
+    possible = True
+    judge(OnCUDA(3, 8, 5, 6)), judge(spec=spec._replace(activation="none")), judge(tf32=True)
+    assert len(timed) == 4
+    assert judge(spec=spec._replace(algorithm="direct")).name == "direct"
+    assert len(timed) == 4
+
+
+@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA kernels")
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_library_says_what_it_serves(gradients):
+    for dtype in ("float32", "bfloat16"):
+        assert _C.cuda_serves_upsample_conv_relu([2, 8, 64, 64, 8], dtype, False, gradients)
+        served = _C.cuda_serves_upsample_conv_relu([1, 8, 2**28, 2, 8], dtype, False, gradients)
+        assert not served

@@ -13,6 +13,7 @@ import conv_relu_pool_weight_calls
 import cross_entropy_calls
 import toolchain  # build_backend/toolchain.py
 import torch
+import upsample_conv_relu_calls
 from conv_relu_pool_gradient_calls import Inputs
 
 from imgfast.ops.conv_relu_pool_route import Epilogue, Spec
@@ -23,6 +24,7 @@ MODULES = (
     around_torch,
     conv_relu_pool_input_calls,
     conv_relu_pool_weight_calls,
+    upsample_conv_relu_calls,
 )
 
 
@@ -76,6 +78,7 @@ OPERATORS = (
     *cross_entropy_calls.OPERATORS,
     conv_relu_pool,
     conv_relu_pool_backward,
+    *upsample_conv_relu_calls.OPERATORS,
 )
 
 

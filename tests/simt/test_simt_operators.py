@@ -33,6 +33,8 @@ def test_public_functions_run_on_them_until_they_are_removed(monkeypatch):
         total = imgfast.cross_entropy(logits, target, reduction="none").sum()
         total = total + imgfast.cross_entropy(logits, target, grad_in_forward=True)
         total = total + imgfast.linear_cross_entropy(logits, logits, target)
+        y = imgfast.upsample_conv_relu(x, weight, algorithm="direct")
+        total = total + y.square().sum()
         for algorithm in algorithms:
             y = imgfast.conv_relu_pool(x, weight, algorithm=algorithm)
             total = total + y.square().sum()

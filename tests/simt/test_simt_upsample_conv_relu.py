@@ -11,7 +11,15 @@ import simt
 import simt_mutate
 import torch
 from conv_relu_pool_calls import DTYPES, KERNELS, NARROW, SEEDS, TOLERANCE, exact
-from upsample_conv_relu_calls import assert_near, backward_weight, check, forward, make, stock
+from upsample_conv_relu_calls import (
+    assert_near,
+    backward_input,
+    backward_weight,
+    check,
+    forward,
+    make,
+    stock,
+)
 
 TAPS = simt.load("upsample_taps")
 
@@ -225,14 +233,24 @@ def test_schedules_and_preemption_change_no_bit():
 
 @pytest.mark.parametrize("dtype", NARROW, **ids)
 def test_error_of_rounded_filters(dtype):
-    """Beside that of an exact y, rounded: the factors' rounding adds about as much again."""
+    """Beside that of exact results, rounded: the factors' rounding adds about as much again to y
+    and to the gradient of x, and nothing to that of the weight, whose parts are float32."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 64, 8, 8, generator=generator).to(dtype)
     weight = (torch.randn(32, 64, 3, 3, generator=generator) / 24).to(dtype)
-    exact_y = stock(x.double(), weight.double(), None, "none")
+    grad_y = torch.randn(1, 32, 16, 16, generator=generator).to(dtype)
+    wide = x.double().requires_grad_(), weight.double().requires_grad_()
+    exact_y = stock(*wide, None, "none")
+    grads = torch.autograd.grad(exact_y, wide, grad_y.double())
+
     y = forward(x, weight, None, 0, seed=1).tensors[0]
+    grad_x = backward_input(grad_y, x, weight, y, 0, seed=1).tensors[0]
+    grad_weight = backward_weight(grad_y, x, weight, y, 0, seed=1).tensors[0]
 
-    def error(of):
-        return (of.double() - exact_y).square().mean().sqrt()
+    def times(got, of):
+        errors = [(t.double() - of).square().mean().sqrt() for t in (got, of.to(dtype))]
+        return errors[0] / errors[1]
 
-    assert error(y) <= 1.6 * error(exact_y.to(dtype))
+    assert times(y, exact_y.detach()) <= 1.6
+    assert times(grad_x, grads[0]) <= 1.6
+    assert times(grad_weight, grads[1]) <= 1.01
