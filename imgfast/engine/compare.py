@@ -21,7 +21,7 @@ from torch import nn
 
 import imgfast.nn
 from imgfast.engine.figure import new_figure, save_figure
-from imgfast.models import Classifier, ClassifierConfig, build_classifier
+from imgfast.models import LAYERS, Classifier, ClassifierConfig, build_classifier
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _SECONDS_PER_TASK = 4.0
@@ -73,7 +73,7 @@ def compare(
     """
     variants = {
         (layers, layout): _Variant(config, layers, layout, batch_size)
-        for layers in ("imgfast", "stock")
+        for layers in LAYERS
         for layout in LAYOUTS
     }
     _check_equal(variants)
@@ -83,22 +83,24 @@ def compare(
             key: variant.infer if task == "inference" else variant.step
             for key, variant in variants.items()
         }
-        medians = interleaved(calls, seconds)
-        best = {
-            layers: min(LAYOUTS, key=lambda layout, side=layers: medians[side, layout])
-            for layers in ("imgfast", "stock")
-        }
-        results.append(
-            Comparison(
-                task,
-                batch_size,
-                batch_size / medians["imgfast", best["imgfast"]],
-                batch_size / medians["stock", best["stock"]],
-                best["imgfast"],
-                best["stock"],
-            )
-        )
+        results.append(compare_task(task, calls, batch_size, seconds))
     return results
+
+
+def compare_task(
+    task: str,
+    calls: dict[tuple[str, str], Callable[[], object]],
+    batch_size: int,
+    seconds: float,
+) -> Comparison:
+    """Time one task, given as a call for each kind of layers and layout of ``LAYOUTS``."""
+    medians = interleaved(calls, seconds)
+    best = {
+        layers: min(LAYOUTS, key=lambda layout, side=layers: medians[side, layout])
+        for layers in LAYERS
+    }
+    ours, stock = (batch_size / medians[layers, best[layers]] for layers in LAYERS)
+    return Comparison(task, batch_size, ours, stock, best["imgfast"], best["stock"])
 
 
 def save_plot(path: Path, comparisons: list[Comparison]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from imgfast.data import ImageSet
-from imgfast.engine.compare import LAYOUTS, Comparison, interleaved
+from imgfast.engine.compare import LAYOUTS, Comparison, compare_task
 from imgfast.engine.generator_train_config import GeneratorTrainConfig
 from imgfast.engine.perceptual import PerceptualLoss
 from imgfast.engine.prior_step import PriorStep
@@ -52,14 +52,7 @@ def compare_generator(
             }[task]
             for key, side in sides.items()
         }
-        medians = interleaved(calls, seconds)
-        best = {
-            layers: min(LAYOUTS, key=lambda layout, side=layers: medians[side, layout])
-            for layers in LAYERS
-        }
-        ours, stock = (medians[layers, best[layers]] for layers in LAYERS)
-        ours, stock = (batch_size / medians[layers, best[layers]] for layers in LAYERS)
-        results.append(Comparison(task, batch_size, ours, stock, best["imgfast"], best["stock"]))
+        results.append(compare_task(task, calls, batch_size, seconds))
     return results
 
 
