@@ -225,7 +225,7 @@ def report_generator(
         classes=tuple(config.classes),
         per_class=number,
         seed=seed,
-        features=judge.head.in_features,
+        features=judge.config.widths[-1],
         judge_accuracy=(comparison.accuracy + real.agreement) / 2,
         real=real,
         reconstructed=reconstructed,

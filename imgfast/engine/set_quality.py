@@ -62,6 +62,10 @@ class SetQuality:
 class Comparison:
     """The real half that all sets are compared with, and what of it is worked out once.
 
+    The judge's features are averaged over the picture's places before distances are taken, as those
+    of Inception are: one number for each filter of the last stage. With a number for each place,
+    too, there would be as many of them as pictures, and chance alone would keep real sets apart.
+
     Args:
         judge: the classifier.
         reference: uint8 ``[N, C, S, S]``, class after class.
@@ -80,21 +84,20 @@ class Comparison:
     ) -> None:
         self.judge = judge.eval().fold()
         self.labels, self.number, self.seed = labels, number, seed
-        self.features = predict_features(self.judge, reference).double()
-        self.accuracy = self._right(self.features).mean().item()
+        self.features, right = self._judged(reference)
+        self.accuracy = right.mean().item()
         self.spread = _mean_distance_in_a_class(reference, number)
         self.ceiling = 0.0
 
     def set_ceiling(self, means: torch.Tensor) -> None:
         """Take the class means' distance for the whole of which others are a share."""
-        self.ceiling = frechet_distance(predict_features(self.judge, means), self.features)
+        self.ceiling = frechet_distance(self._judged(means)[0], self.features)
 
     def quality(
         self, kind: str, images: torch.Tensor, guidance: float | None = None, **known: Any
     ) -> SetQuality:
         """All figures of a set but for those that are known."""
-        features = predict_features(self.judge, images).double()
-        right = self._right(features)
+        features, right = self._judged(images)
         frechet = frechet_distance(features, self.features)
         kernel = kernel_distance(features, self.features, self.seed)
         smallest = torch.finfo(torch.float64).tiny
@@ -115,11 +118,13 @@ class Comparison:
         )
 
     @torch.inference_mode()
-    def _right(self, features: torch.Tensor) -> torch.Tensor:
-        """1 where the judge finds the label, else 0; float64 ``[N]``."""
-        head = self.judge.head
+    def _judged(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features ``[N, filters]``, and ``[N]`` with 1 where the judge finds the label, else 0;
+        float64."""
+        features, head = predict_features(self.judge, images), self.judge.head
         logits = head(features.to(head.weight.device, head.weight.dtype))
-        return (logits.argmax(1).cpu() == self.labels).double()
+        right = (logits.argmax(1).cpu() == self.labels).double()
+        return features.view(len(images), self.judge.config.widths[-1], -1).double().mean(2), right
 
 
 def _mean_distance_in_a_class(images: torch.Tensor, number: int) -> float:

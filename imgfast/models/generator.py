@@ -121,7 +121,7 @@ class Generator(nn.Module):
 
     Args:
         config: the network.
-        layers: of the tokenizer: ``imgfast`` for the fused ones, ``stock`` for the twin.
+        layers: ``imgfast`` for the fused ones, ``stock`` for the twin.
 
     Attributes:
         tokenizer: see :class:`imgfast.models.tokenizer.Tokenizer`.
@@ -152,6 +152,7 @@ class Generator(nn.Module):
             config.prior_width,
             config.prior_depth,
             config.prior_heads,
+            layers,
         )
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ drops the class of some pictures, so that sampling can move away from the predic
 classifier-free guidance (J. Ho and T. Salimans, 2022, arXiv:2207.12598).
 
 Pre-norm blocks without biases; queries and keys are normalised (M. Dehghani et al., 2023,
-arXiv:2302.05442) and the activation is ``relu^2`` (D. So et al., "Primer", 2021, arXiv:2109.08668).
+arXiv:2302.05442).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from imgfast.models.feed_forward import FeedForward
 
 
 class Prior(nn.Module):
@@ -26,10 +28,18 @@ class Prior(nn.Module):
         width: D.
         depth: blocks.
         heads: of the attention; ``D / heads`` must be whole.
+        layers: see :class:`imgfast.models.feed_forward.FeedForward`.
     """
 
     def __init__(
-        self, classes: int, codes: int, side: int, width: int, depth: int, heads: int
+        self,
+        classes: int,
+        codes: int,
+        side: int,
+        width: int,
+        depth: int,
+        heads: int,
+        layers: str = "imgfast",
     ) -> None:
         super().__init__()
         self.classes, self.codes, self.length = classes, codes, side * side
@@ -38,7 +48,7 @@ class Prior(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(codes + 1, width) for _ in neighbours)
         self.place = nn.Parameter(torch.empty(self.length, width))
         self.label = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, layers) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, codes)
         for embedding in self.embeddings:
@@ -134,20 +144,17 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: flo
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, of ``[N, T, D]``."""
+    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``, of ``[N, T, D]``."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, layers: str = "imgfast") -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, bias=False)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.norm2 = nn.LayerNorm(width, bias=False)
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
-        # A new block is the identity.
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.down.weight)
+        self.feed_forward = FeedForward(width, layers)
+        nn.init.zeros_(self.out.weight)  # a new block is the identity
 
     def cache(self, count: int, length: int) -> Cache:
         """Room for the keys and values of ``count`` rows of ``length`` codes."""
@@ -174,7 +181,7 @@ class Block(nn.Module):
             queries, keys, values, is_causal=cached is None, scale=1.5 / size**0.5
         )
         x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
-        return x + self.down(F.relu(self.up(self.norm2(x))).square())
+        return x + self.feed_forward(self.norm2(x))
 
 
 def _neighbours(side: int) -> torch.Tensor:
