@@ -13,8 +13,8 @@ from imgfast.cli.app import DataOption, JsonOption, command, empty_folder
 from imgfast.data import load_data
 from imgfast.data.load import SUBSET
 from imgfast.engine.compare import save_plot as save_comparison_plot
-from imgfast.engine.compare_generator import compare_generator
-from imgfast.engine.generator_train_config import NAME as GENERATOR
+from imgfast.engine.generation.compare import compare_generator
+from imgfast.engine.generation.train_config import NAME as GENERATOR
 from imgfast.engine.sweep import save_plot as save_sweep_plot
 from imgfast.engine.sweep import sweep as run_sweep
 from imgfast.models import PRESETS, classifier_config, generator_config

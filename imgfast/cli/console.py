@@ -18,7 +18,7 @@ from rich.table import Table
 from imgfast.data import ImageError
 from imgfast.engine import Comparison, Evaluation
 from imgfast.engine.attack import AttackCurve
-from imgfast.engine.generator_report import NOT_INCEPTION, GeneratorReport
+from imgfast.engine.generation.report import NOT_INCEPTION, GeneratorReport
 from imgfast.engine.report import Report
 from imgfast.engine.sweep import Trade
 
@@ -86,7 +86,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[int, int, dict[str, Any]], None]]:
-    """A bar for :func:`imgfast.engine.train` and :func:`imgfast.engine.train_generator`, with the
+    """A bar for :func:`imgfast.engine.train` and :func:`imgfast.engine.generation.train`, with the
     figures of the latest epoch.
 
     Where standard error is a file or a pipe, one line an epoch.

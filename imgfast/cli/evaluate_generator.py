@@ -7,9 +7,9 @@ from pathlib import Path
 from imgfast import engine
 from imgfast.cli import console
 from imgfast.engine.checkpoint import load_generator
-from imgfast.engine.generator_files import save_report
-from imgfast.engine.generator_report import check_judge, report_generator
-from imgfast.engine.generator_sets import generator_sets
+from imgfast.engine.generation.report import check_judge, report_generator
+from imgfast.engine.generation.report_files import save_report
+from imgfast.engine.generation.sets import generator_sets
 
 PER_CLASS, GUIDANCE = 200, 2.0
 
@@ -28,7 +28,7 @@ def evaluate_generator(
 
     Raises:
         ValueError: no judge, or one that does not fit; see also
-            :func:`~imgfast.engine.generator_sets.generator_sets`.
+            :func:`~imgfast.engine.generation.sets.generator_sets`.
     """
     loaded = load_generator(checkpoint)
     if judge is None:

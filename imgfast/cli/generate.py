@@ -17,8 +17,8 @@ from imgfast.cli import console
 from imgfast.cli.app import CheckpointOption, JsonOption, command
 from imgfast.data import load_picture, with_channels
 from imgfast.data.atomic import write_atomically
-from imgfast.engine.contact_sheet import Group, draw_sheet
-from imgfast.engine.provenance import picture_png, sheet_png
+from imgfast.engine.generation.contact_sheet import Group, draw_sheet
+from imgfast.engine.generation.provenance import picture_png, sheet_png
 from imgfast.models import Generator
 
 _MAX_PICTURES = 100_000  # of one call

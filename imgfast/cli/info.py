@@ -9,7 +9,7 @@ import typer
 from imgfast import info
 from imgfast.cli import console
 from imgfast.cli.app import JsonOption, command
-from imgfast.engine.generator_train_config import NAME as GENERATOR
+from imgfast.engine.generation.train_config import NAME as GENERATOR
 from imgfast.models import PRESETS, classifier_config, cost, generator_config, generator_cost
 
 

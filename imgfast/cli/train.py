@@ -15,7 +15,7 @@ from imgfast.cli.train_generator import show_generator
 from imgfast.data import load_data
 from imgfast.data.load import FULL, SUBSET
 from imgfast.engine import distributed
-from imgfast.engine.generator_train_config import NAME as GENERATOR
+from imgfast.engine.generation.train_config import NAME as GENERATOR
 from imgfast.engine.lr_finder import find_lr
 from imgfast.engine.train_config import read_toml
 from imgfast.models import ACTIVATIONS, NORMS, POOLS, PRESETS

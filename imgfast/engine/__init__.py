@@ -20,12 +20,12 @@ from imgfast.engine.checkpoint import (
 )
 from imgfast.engine.compare import Comparison, compare
 from imgfast.engine.evaluate import Evaluation, evaluate, evaluate_checkpoint
-from imgfast.engine.generator_train_config import GeneratorTrainConfig
+from imgfast.engine.generation.train import GeneratorResult, train_generator
+from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.predict import Prediction, predict_files, predict_probabilities
 from imgfast.engine.run_folder import RunFolder, RunFolderError
 from imgfast.engine.train import TrainError, TrainResult, train
 from imgfast.engine.train_config import TrainConfig
-from imgfast.engine.train_generator import GeneratorResult, train_generator
 
 __all__ = [
     "Abstention",

@@ -25,7 +25,7 @@ from imgfast.engine.checkpoint import save_checkpoint
 from imgfast.engine.curves import save_curves
 from imgfast.engine.evaluate import Evaluation
 from imgfast.engine.event_log import EventLog
-from imgfast.engine.generator_train_config import GeneratorTrainConfig
+from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.optimizer import one_cycle
 from imgfast.engine.run_folder import RunFolder
 from imgfast.engine.train_config import TrainConfig

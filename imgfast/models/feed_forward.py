@@ -1,8 +1,8 @@
 """The feed-forward half of a transformer's block, ``down(relu(up(x))^2)``, a few rows at a time.
 
-Written out in layers it passes over a tensor four times as wide as ``x`` some ten times, forward and
-backward, for two products each. Here the rows go through in parts that stay in the cache, and only
-``relu(up(x))`` is kept: the time left is that of the products.
+Written out in layers it passes some ten times, forward and backward, over a tensor four times as
+wide as ``x``, for two products each. Here the rows go through in parts that stay in the cache, and
+only ``relu(up(x))`` is kept: the time left is that of the products.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from imgfast import cli
 from imgfast.data import load_data, split
 from imgfast.engine import save_checkpoint
 from imgfast.engine.checkpoint import load_checkpoint, load_generator
-from imgfast.engine.generator_report import report_generator
+from imgfast.engine.generation.report import report_generator
 from imgfast.models import build_classifier, build_generator, classifier_config
 from imgfast.models.generator import generator_config
 

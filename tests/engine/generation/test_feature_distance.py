@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from imgfast.engine.feature_distance import frechet_distance, kernel_distance
-from imgfast.engine.feature_neighbours import compare_manifolds, neighbour_radii
-from imgfast.engine.nearest_pictures import nearest_pictures
+from imgfast.engine.generation.feature_distance import frechet_distance, kernel_distance
+from imgfast.engine.generation.feature_neighbours import compare_manifolds, neighbour_radii
+from imgfast.engine.generation.nearest_pictures import nearest_pictures
 
 
 def normal(rows, columns, seed=0):
@@ -146,7 +146,7 @@ def test_manifolds_by_loops(shift, scale):
 def test_manifolds_do_not_depend_on_the_chunks(monkeypatch):
     real, generated = normal(40, 3, 1), normal(35, 3, 2) + 0.5
     whole = compare_manifolds(real, generated)
-    monkeypatch.setattr("imgfast.engine.feature_neighbours._CHUNK", 7)
+    monkeypatch.setattr("imgfast.engine.generation.feature_neighbours._CHUNK", 7)
     assert compare_manifolds(real, generated) == whole
 
 
@@ -179,7 +179,7 @@ def pixels(count, seed, shape=(3, 5, 5)):
 @pytest.mark.parametrize("rows", [None, 10])
 def test_nearest_pictures_by_all_pairs(k, rows, monkeypatch):
     if rows is not None:  # chunks of fewer pictures than are sought, at the end
-        monkeypatch.setattr("imgfast.engine.nearest_pictures._MAX_ROWS", rows)
+        monkeypatch.setattr("imgfast.engine.generation.nearest_pictures._MAX_ROWS", rows)
     images, among = pixels(23, 1), pixels(41, 2)
     apart = (images.flatten(1).double()[:, None] - among.flatten(1).double()).square().mean(2)
     exact = apart.sqrt().div(255).sort(1)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from imgfast.data.atomic import write_atomically
-from imgfast.engine.contact_sheet import Group, draw_sheet
-from imgfast.engine.generator_report import GeneratorReport
-from imgfast.engine.provenance import sheet_png
+from imgfast.engine.generation.contact_sheet import Group, draw_sheet
+from imgfast.engine.generation.provenance import sheet_png
+from imgfast.engine.generation.report import GeneratorReport
 
 _ROWS = 40  # of more classes the first ones are shown
 
@@ -21,8 +21,8 @@ def save_report(
 ) -> None:
     """Write a report as files; those of an earlier one are replaced.
 
-    The pictures say that a model made them, see :mod:`imgfast.engine.provenance`, with ``texts``
-    and the report's seed.
+    The pictures say that a model made them, see
+    :mod:`imgfast.engine.generation.provenance`, with ``texts`` and the report's seed.
 
     ``generation.json``      every figure
     ``samples.png``          a row a class, and the same seeds for each guidance

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from imgfast.engine.feature_distance import frechet_distance, kernel_distance
-from imgfast.engine.feature_neighbours import compare_manifolds
+from imgfast.engine.generation.feature_distance import frechet_distance, kernel_distance
+from imgfast.engine.generation.feature_neighbours import compare_manifolds
 from imgfast.engine.predict import predict_features
 from imgfast.engine.report import wilson_interval
 from imgfast.models import Classifier
@@ -19,24 +19,26 @@ class SetQuality:
     """One set of pictures beside the held-out half that it is compared with.
 
     Args:
-        kind: what it is, as in :mod:`imgfast.engine.generator_report`.
+        kind: what it is, as in :mod:`imgfast.engine.generation.report`.
         guidance: of a generated set.
         agreement: share of pictures that the judge takes for the class they are meant to be of.
         agreement_interval: 95%, Wilson's score interval.
         class_agreement: for each class.
-        frechet: :func:`~imgfast.engine.feature_distance.frechet_distance`.
+        frechet: :func:`~imgfast.engine.generation.feature_distance.frechet_distance`.
         frechet_share: of that of the class means, so that the judge's scale drops out.
-        kernel, kernel_error: :func:`~imgfast.engine.feature_distance.kernel_distance`.
-        precision, recall, density, coverage: see :mod:`imgfast.engine.feature_neighbours`.
+        kernel, kernel_error: :func:`~imgfast.engine.generation.feature_distance.kernel_distance`.
+        precision, recall, density, coverage: see
+            :mod:`imgfast.engine.generation.feature_neighbours`.
         within_class: mean distance of pixels between two pictures of a class, over that of the
             real half; the mean over the classes of either.
         nearest, nearest_low: distance to the nearest training picture, the median and the 5%
-            quantile, see :mod:`imgfast.engine.nearest_pictures`; ``None`` for means and noise.
+            quantile, see :mod:`imgfast.engine.generation.nearest_pictures`; ``None`` for means and
+            noise.
         novelty: of a generated set, where ``nearest`` lies between that of reconstructions of
             training pictures, 0, and that of the reconstructed held-out ones, 1; ``None`` where
             the second is not 5% above the first.
         not_copying: of a generated set: ``nearest`` is not below that of the reconstructed set by
-            more than chance, see :func:`~imgfast.engine.generator_report.no_nearer`.
+            more than chance, see :func:`~imgfast.engine.generation.report.no_nearer`.
     """
 
     kind: str

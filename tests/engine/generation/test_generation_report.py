@@ -12,8 +12,8 @@ from PIL import Image
 
 from imgfast.data import load_data
 from imgfast.engine import load_checkpoint, predict_probabilities
-from imgfast.engine.generator_files import save_report
-from imgfast.engine.generator_report import no_nearer, report_generator
+from imgfast.engine.generation.report import no_nearer, report_generator
+from imgfast.engine.generation.report_files import save_report
 from imgfast.models import build_classifier
 
 STEP = 32  # of the codes below, which are pixels in 8 steps
@@ -111,7 +111,7 @@ def test_real_pictures_are_at_the_floor(found):
     assert abs(real.kernel) < 3 * real.kernel_error
     assert abs(floor.kernel) < 3 * floor.kernel_error
     for one in (real, floor):
-        assert one.frechet_share < 0.2
+        assert one.frechet_share < 0.05
         assert one.agreement == pytest.approx(found.judge_accuracy, abs=0.05)
         low, high = one.agreement_interval
         assert low < one.agreement < high and high - low < 0.1
@@ -144,7 +144,8 @@ def test_noise_is_told_from_pictures(bad):
 def test_copies_are_caught(bad):
     copies = bad.generated[0]
     # Nothing else gives them away.
-    assert copies.frechet < 1.2 * bad.reconstructed.frechet and copies.coverage > 0.8
+    assert copies.frechet < 1.2 * bad.reconstructed.frechet
+    assert copies.coverage > 0.9 * bad.reconstructed.coverage
     assert copies.not_copying is False and copies.novelty == pytest.approx(0, abs=0.05)
     assert copies.nearest == pytest.approx(bad.copy_nearest, rel=0.05)
     assert copies.nearest < 0.5 * bad.reconstructed.nearest < 0.6 * bad.real.nearest
@@ -185,7 +186,7 @@ def test_figures_by_other_means(judge, held_out, training, real_or_means, monkey
     shares = counts / counts.sum()
     assert (found.codes, found.codes_used) == (12, len(counts))
     assert found.code_perplexity == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
-    assert found.features == 1152
+    assert found.features == 128  # one for each filter of the last stage
 
 
 def test_both_guidances_get_the_same_seeds_of_each_class(judge, held_out, training, fresh):
@@ -250,7 +251,7 @@ def test_sets_are_no_larger_than_the_data_and_the_memory_allow(
     assert found.per_class == int(torch.bincount(few.labels).min()) // 2
     for limit, size in (("_MAX_NUMBERS", 1152), ("_MAX_PIXELS", 784)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"imgfast.engine.generator_report.{limit}", size * 69)
+            patch.setattr(f"imgfast.engine.generation.report.{limit}", size * 69)
             found = report_generator(model, judge, held_out, training, (1.0,))
             assert found.per_class == 6
 

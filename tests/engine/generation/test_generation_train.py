@@ -17,11 +17,11 @@ from imgfast.engine import (
     save_checkpoint,
     train_generator,
 )
+from imgfast.engine.generation.perceptual import PerceptualLoss
+from imgfast.engine.generation.prior_step import PriorStep, code_loss
+from imgfast.engine.generation.tokenizer_step import TokenizerStep
+from imgfast.engine.generation.train import held_out_loss, psnr
 from imgfast.engine.optimizer import moving_average
-from imgfast.engine.perceptual import PerceptualLoss
-from imgfast.engine.prior_step import PriorStep, code_loss
-from imgfast.engine.tokenizer_step import TokenizerStep
-from imgfast.engine.train_generator import held_out_loss, psnr
 from imgfast.models import build_classifier, build_generator, classifier_config, generator_config
 
 NETWORK = {

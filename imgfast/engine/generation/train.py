@@ -22,16 +22,16 @@ from imgfast.data import ImageSet, split
 from imgfast.data.atomic import write_atomically
 from imgfast.engine import distributed
 from imgfast.engine.checkpoint import save_checkpoint
-from imgfast.engine.contact_sheet import Group, draw_sheet
 from imgfast.engine.curves import save_generator_curves
 from imgfast.engine.evaluate import evaluate
 from imgfast.engine.event_log import EventLog
-from imgfast.engine.generator_train_config import GeneratorTrainConfig
+from imgfast.engine.generation.contact_sheet import Group, draw_sheet
+from imgfast.engine.generation.perceptual import PerceptualLoss
+from imgfast.engine.generation.prior_step import PriorStep, code_loss
+from imgfast.engine.generation.tokenizer_step import TokenizerStep
+from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.optimizer import one_cycle
-from imgfast.engine.perceptual import PerceptualLoss
-from imgfast.engine.prior_step import PriorStep, code_loss
 from imgfast.engine.run_folder import RunFolder
-from imgfast.engine.tokenizer_step import TokenizerStep
 from imgfast.engine.train import OnStep, TrainError, random_state, resolve_device
 from imgfast.engine.train_config import TrainConfig
 from imgfast.engine.training_state import State, read_state, save_state

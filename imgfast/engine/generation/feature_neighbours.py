@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from imgfast.engine.feature_distance import checked_features
+from imgfast.engine.generation.feature_distance import checked_features
 
 PRECISION_K, COVERAGE_K = 3, 5
 _CHUNK = 1024  # rows of a matrix of distances in memory

@@ -1,7 +1,7 @@
 """How good a generator is: its pictures against held-out real ones, by a classifier that judges.
 
 As many pictures of every class are taken of each kind, and compared with one half of the held-out
-real pictures, on the features before the judge's last layer:
+real pictures, on the features before the judge's last layer, averaged over places:
 
     real           the other half: the floor, what no generator can do better than by chance
     reconstructed  the other half through the codes: the best that a prior over them can do
@@ -12,7 +12,7 @@ real pictures, on the features before the judge's last layer:
 Copying is looked for by pixels: how far is the nearest training picture? A generated picture has
 been through the decoder, which smooths, and so is to be compared with reconstructions of held-out
 pictures. Copies would be as near as the reconstructions of training pictures.
-:mod:`imgfast.engine.generator_files` writes a report as files.
+:mod:`imgfast.engine.generation.report_files` writes a report as files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 
 from imgfast.data import ImageSet
 from imgfast.data.decode import Progress
-from imgfast.engine.nearest_pictures import Nearest, nearest_pictures
-from imgfast.engine.set_quality import Comparison, SetQuality
+from imgfast.engine.generation.nearest_pictures import Nearest, nearest_pictures
+from imgfast.engine.generation.set_quality import Comparison, SetQuality
 from imgfast.models import Classifier, Generator
 
 NOT_INCEPTION = "distances are on this judge's features, not comparable with Inception FID"
@@ -69,7 +69,7 @@ class GeneratorReport:
         classes: names, in the order of ``class_agreement``.
         per_class: pictures of a class in each set.
         seed: of the choice of pictures, the noise, and the generated pictures.
-        features: of the judge, how many.
+        features: of the judge, how many, averaged over places.
         judge_accuracy: on both halves of the real pictures.
         real, reconstructed, class_means, noise: the sets that are not generated.
         generated: one set for each guidance.

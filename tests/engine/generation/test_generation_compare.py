@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imgfast.engine import compare_generator
+from imgfast.engine.generation import compare
 from imgfast.models import generator_config
 
 CONFIG = generator_config(
@@ -13,21 +13,21 @@ CONFIG = generator_config(
 
 
 def test_every_task_is_timed_on_both_sides():
-    rows = compare_generator.compare_generator(CONFIG, batch_size=4, seconds=0.01)
+    rows = compare.compare_generator(CONFIG, batch_size=4, seconds=0.01)
     assert [row.task for row in rows] == ["decoding", "tokenizer step", "prior step"]
     assert all(row.imgfast > 0 and row.stock > 0 and row.batch_size == 4 for row in rows)
     assert {row.stock_layout for row in rows} <= {"NCHW", "channels_last"}
 
 
 def test_unequal_sides_are_not_timed(monkeypatch):
-    decode = compare_generator._Side.decode
+    decode = compare._Side.decode
     sides = []
 
     def other(self):
         sides.append(self)
         return decode(self) + (0.1 if len(sides) == 3 else 0.0)
 
-    monkeypatch.setattr(compare_generator._Side, "decode", other)
+    monkeypatch.setattr(compare._Side, "decode", other)
     with pytest.raises(AssertionError, match="not close"):
-        compare_generator.compare_generator(CONFIG, batch_size=4, seconds=0.01)
+        compare.compare_generator(CONFIG, batch_size=4, seconds=0.01)
     assert isinstance(sides[0].decode(), torch.Tensor)

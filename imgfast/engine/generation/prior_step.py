@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import imgfast
-from imgfast.engine.generator_train_config import GeneratorTrainConfig
+from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.optimizer import moving_average
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.prior import Prior

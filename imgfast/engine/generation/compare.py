@@ -11,11 +11,11 @@ import torch
 
 from imgfast.data import ImageSet
 from imgfast.engine.compare import LAYOUTS, Comparison, compare_task
-from imgfast.engine.generator_train_config import GeneratorTrainConfig
-from imgfast.engine.perceptual import PerceptualLoss
-from imgfast.engine.prior_step import PriorStep
-from imgfast.engine.tokenizer_step import TokenizerStep
-from imgfast.engine.train_generator import feature_recipe
+from imgfast.engine.generation.perceptual import PerceptualLoss
+from imgfast.engine.generation.prior_step import PriorStep
+from imgfast.engine.generation.tokenizer_step import TokenizerStep
+from imgfast.engine.generation.train import feature_recipe
+from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.models import LAYERS, GeneratorConfig, build_classifier, build_generator
 
 _SECONDS_PER_TASK = 6.0

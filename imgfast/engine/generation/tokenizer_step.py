@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from imgfast.data import ImageSet, normalise
-from imgfast.engine.generator_train_config import GeneratorTrainConfig
+from imgfast.engine.generation.perceptual import PerceptualLoss
+from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.optimizer import moving_average
-from imgfast.engine.perceptual import PerceptualLoss
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.classifier import memory_format
 from imgfast.models.tokenizer import Tokenizer

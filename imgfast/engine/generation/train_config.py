@@ -47,7 +47,7 @@ class GeneratorTrainConfig:
         warmup: share of a stage's steps in which the learning rate rises.
         l1: weight of the absolute error of pixels beside the squared one.
         perceptual: weight of the distance of features, see
-            :class:`imgfast.engine.perceptual.PerceptualLoss`; 0 is off.
+            :class:`imgfast.engine.generation.perceptual.PerceptualLoss`; 0 is off.
         commitment: weight of the distance of latents from their codes.
         drop_class: share of the pictures whose class the prior does not see, for guidance.
         ema: decay of the moving averages of the weights, 0 is off. With it, the averages are what

@@ -1,0 +1,1 @@
+"""Generators: training in stages, judging what they make, speed beside stock PyTorch."""
