@@ -14,14 +14,14 @@ from imgfast.cli.train import train_on
 from imgfast.data.load import SUBSET
 from imgfast.engine.picture import save_prediction_grid
 
-_DEFAULT = engine.TrainConfig()
-
 
 @command()
 def demo(
     folder: OutOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = _DEFAULT.epochs,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the pictures. Default: 16.")
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -78,7 +78,7 @@ def train(
     ] = False,
     seed: Annotated[int | None, _option("Of split, weights and order.", "seed")] = None,
     epochs: Annotated[
-        int | None, _option("Passes over the pictures. Default: by model, for tiny 20.")
+        int | None, _option("Passes over the pictures. Default: by model and pictures.")
     ] = None,
     batch_size: Annotated[
         int | None, _option("Pictures in a step, over all processes.", "batch_size")
@@ -225,7 +225,7 @@ def train(
                 "best_checkpoint": str(run.best),
                 "held_out": result.evaluation.pictures,
                 "skipped": skipped,
-                **dataclasses.asdict(settings),
+                **dataclasses.asdict(result.config),
             }
         )
     else:

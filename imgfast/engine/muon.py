@@ -1,4 +1,4 @@
-"""Muon for the weights of convolutions: steps whose singular values are all about one."""
+"""Muon for convolutions and matrices: steps whose singular values are all about one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ADAMW_RMS = 0.2  # of AdamW's steps, in learning rates
 
 
 class FilterMuon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum, of weights ``[K, C, R, S]`` as matrices ``[K, C * R * S]``::
+    """Muon with Nesterov momentum, of weights ``[K, C, R, S]`` as matrices ``[K, C R S]``::
 
         b = m b + (1 - m) g,  u = (1 - m) g + m b
         w = (1 - lr * decay) w - 0.2 sqrt(max(K, C R S)) lr * orthogonalised(u)

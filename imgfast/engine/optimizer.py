@@ -47,6 +47,13 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     return [FilterMuon(filters, **rates), torch.optim.AdamW(others, **rates)]
 
 
+def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Give all weights one learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
 def optimizer_tensors(
     optimizers: list[torch.optim.Optimizer],
 ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -47,6 +47,7 @@ class TrainResult:
 
     Args:
         model: after the last epoch; with ``ema``, the moving average.
+        config: the recipe, with every default resolved.
         evaluation: of that model on the held-out pictures.
         held_out: these pictures.
         train_seconds: wall time of the training steps, without data loading and evaluation.
@@ -54,6 +55,7 @@ class TrainResult:
     """
 
     model: Classifier
+    config: TrainConfig
     evaluation: Evaluation
     held_out: ImageSet
     train_seconds: float
@@ -104,12 +106,13 @@ class _Run:
         device: torch.device,
         processes: distributed.Processes,
     ) -> None:
-        self.config, self.run, self.device, self.processes = config, run, device, processes
+        self.run, self.device, self.processes = run, device, processes
         shape = data.images.shape
         model_config = classifier_config(
             config.model, data.classes, shape[1], shape[2], data.mean, data.std, **config.network
         )
         train_set, self.held_out = split(data, config.seed)
+        self.config = config = config.resolved(len(train_set))
         self.step = TrainingStep(config, model_config, train_set, device, processes)
         self.summary = {
             **dataclasses.asdict(config),
@@ -156,7 +159,9 @@ class _Run:
         if evaluation is None:  # resumed when all was done
             evaluation = self.processes.evaluate(self.step.judged, self.held_out)
         best = max(line["accuracy"] for line in self.metrics)
-        return TrainResult(self.step.judged, evaluation, self.held_out, self._seconds(), best)
+        return TrainResult(
+            self.step.judged, self.config, evaluation, self.held_out, self._seconds(), best
+        )
 
     def _epoch(self, on_step: OnStep | None) -> tuple[float, float, float]:
         """Train for one epoch: mean loss, seconds, and the last learning rate."""

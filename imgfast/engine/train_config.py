@@ -11,9 +11,10 @@ from typing import Any
 
 from imgfast.models import LAYERS, PRESETS
 
-# Passes over the pictures, and peak learning rate of AdamW, where none are given. Muon's update has
-# the size of AdamW's and takes the same rate.
-_RECIPES = {"tiny": (20, 5e-3), "base": (16, 2e-3), "wide": (16, 2e-3)}
+# Where none are given: how many pictures are shown in all and the largest number of passes over
+# them, and the peak learning rate. Muon's update has the size of AdamW's and takes the same rate.
+_SHOWN = {"tiny": (180_000, 20), "base": (540_000, 20), "wide": (540_000, 20)}
+_LR = {"tiny": 5e-3, "base": 2e-3, "wide": 2e-3}
 _WEIGHT_DECAY = 0.05
 # SGD's decay is part of the gradient, hence much smaller.
 _SGD_LR, _SGD_WEIGHT_DECAY = 0.05, 5e-4
@@ -31,7 +32,8 @@ class TrainConfig:
         seed: of the split, the weights, the order and the augmentation.
         widths, convolutions, kernel_size, activation, pool, norm, dropout: of the network where it
             is not to be the preset's, see :class:`imgfast.models.ClassifierConfig`.
-        epochs: passes over the training pictures. Default: 20; of ``base`` and ``wide`` 16.
+        epochs: passes over the training pictures. Without, :meth:`resolved` takes as many as show
+            180,000 pictures, of ``base`` and ``wide`` 540,000, but at most 20.
         batch_size: pictures in a step, over all processes.
         accumulate: parts in which a batch is computed, one after the other, for less memory. The
             gradient is that of the whole batch; batch norm sees a part at a time.
@@ -103,8 +105,7 @@ class TrainConfig:
             },
         )
         # What depends on other settings is resolved here, so that the run folder tells the value.
-        epochs, lr = _RECIPES[self.model]
-        defaults = {"epochs": epochs, "lr": lr, "weight_decay": _WEIGHT_DECAY}
+        defaults = {"lr": _LR[self.model], "weight_decay": _WEIGHT_DECAY}
         if self.optimizer == "sgd":
             defaults |= {"lr": _SGD_LR, "weight_decay": _SGD_WEIGHT_DECAY}
         for name, default in defaults.items():
@@ -114,7 +115,7 @@ class TrainConfig:
             self,
             {
                 "seed": (0, 2**63 - 1),
-                "epochs": (1, 100_000),
+                **({} if self.epochs is None else {"epochs": (1, 100_000)}),
                 "batch_size": (1, 1 << 20),
                 "accumulate": (1, self.batch_size),
                 "lr": (1e-8, 10.0),
@@ -129,6 +130,11 @@ class TrainConfig:
                 "patience": (0, 100_000),
             },
         )
+
+    def resolved(self, pictures: int) -> TrainConfig:
+        """The recipe for that many training pictures, with the number of epochs filled in."""
+        epochs = self.epochs or epochs_showing(pictures, *_SHOWN[self.model])
+        return dataclasses.replace(self, epochs=epochs)
 
     @property
     def network(self) -> dict[str, Any]:
@@ -146,6 +152,11 @@ class TrainConfig:
         known = [field.name for field in dataclasses.fields(TrainConfig)]
         check_names(values, known)
         return TrainConfig(**values)
+
+
+def epochs_showing(pictures: int, shown: int, most: int) -> int:
+    """How many passes over ``pictures`` show about ``shown`` in all, at least 1."""
+    return max(1, min(most, round(shown / pictures)))
 
 
 def read_toml(

@@ -14,7 +14,7 @@ import imgfast.nn
 from imgfast.data import Augment, ImageSet
 from imgfast.engine.distributed import Processes
 from imgfast.engine.mixing import Mixing, mixed_pictures, mixed_targets
-from imgfast.engine.optimizer import build_optimizers, moving_average
+from imgfast.engine.optimizer import build_optimizers, moving_average, set_rate
 from imgfast.engine.train_config import TrainConfig
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
@@ -102,9 +102,7 @@ class TrainingStep:
         images = self.augment(batch, self.generator)
         labels = self.labels[batch.to(self.device)]
         mix = self.mixing.draw(images.shape, self.dice, self.generator)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        set_rate(self.optimizers, rate)
         self.model.zero_grad(set_to_none=True)
         total = None
         for number, (part, weight) in enumerate(self.parts, start=1):

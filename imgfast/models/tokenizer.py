@@ -69,8 +69,8 @@ class Tokenizer(nn.Module):
         layers: str = "imgfast",
     ) -> None:
         super().__init__()
-        down = _fused_down if layers == "imgfast" else _stock_down
-        up = _fused_up if layers == "imgfast" else _stock_up
+        fused = layers == "imgfast"
+        down, up = (_fused_down, _fused_up) if fused else (_stock_down, _stock_up)
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         inputs = channels
         for number, width in enumerate(encoder_widths, start=1):
@@ -85,7 +85,9 @@ class Tokenizer(nn.Module):
         for number, width in enumerate(others, start=1):
             parts |= up(f"up{number}", inputs, width)
             inputs = width
-        parts["picture"] = nn.Conv2d(inputs, channels, 3, padding=1)
+        plain = {"activation": "none", "pool": "none"} if fused else {}
+        convolution = ConvReLUPool2d if fused else nn.Conv2d
+        parts["picture"] = convolution(inputs, channels, 3, padding=1, **plain)
         self.decoder = nn.Sequential(parts)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 
 import imgfast
-from imgfast.ops import autocast, timing
+from imgfast.ops import autocast, timing, torch_state
 from imgfast.ops import conv_relu_pool_autograd as autograd
-from imgfast.ops.conv_relu_pool_route import Route, Spec, _constant, candidates, choose, spec_of
+from imgfast.ops.conv_relu_pool_route import Route, Spec, candidates, choose, spec_of
 from imgfast.ops.conv_relu_pool_stock import conv_relu_pool_stock
 
 _plans = {}  # what has been decided, by everything that a decision depends on
@@ -121,7 +121,7 @@ def conv_relu_pool(
         algorithm,
     )
     if autocast.is_active(x):
-        x, weight, bias = _autocast(x, weight, bias)
+        x, weight, bias = autocast.cast_convolution(x, weight, bias)
     if torch.compiler.is_compiling():
         plan = _plan(x, weight, bias, arguments)
     else:
@@ -148,7 +148,7 @@ def dispatch_info(x, weight, bias=None, *args, **kwargs) -> Route:
     """
     arguments = _bind(*args, **kwargs)
     if autocast.is_active(x):
-        x, weight, bias = _autocast(x, weight, bias)
+        x, weight, bias = autocast.cast_convolution(x, weight, bias)
     if (imgfast.benchmark or x.is_cuda) and not torch.compiler.is_compiling():
         return _remembered_plan(x, weight, bias, arguments).route
     return _plan(x, weight, bias, arguments).route
@@ -168,7 +168,7 @@ class Plan(NamedTuple):
 
 
 def _remembered_plan(x, weight, bias, arguments) -> Plan:
-    needs_grad = _needs_grad(x, weight, bias)
+    needs_grad = torch_state.needs_grad(x, weight, bias)
     key = (
         x.shape,
         x.dtype,
@@ -181,7 +181,7 @@ def _remembered_plan(x, weight, bias, arguments) -> Plan:
         type(weight),
         bias is None,
         needs_grad,
-        _transformed(),
+        torch_state.is_transformed(),
         arguments,
     )
     timed = (imgfast.benchmark or x.is_cuda) and timing.possible(x, weight)
@@ -191,7 +191,7 @@ def _remembered_plan(x, weight, bias, arguments) -> Plan:
             weight.stride(),
             torch.get_num_threads(),
             needs_grad and tuple(t is not None and t.requires_grad for t in (x, weight, bias)),
-            x.is_cuda and _allows_tf32(),
+            x.is_cuda and torch_state.allows_tf32(),
         )
     try:
         plan = _plans.get(key)
@@ -224,8 +224,8 @@ def _plan(x, weight, bias, arguments, timed=False) -> Plan:
         tuple(x.shape),
         tuple(weight.shape),
         None if bias is None else tuple(bias.shape),
-        _transformed(),
-        _needs_grad(x, weight, bias),
+        torch_state.is_transformed(),
+        torch_state.needs_grad(x, weight, bias),
     )
     if timed and len(routes := candidates(*facts)) > 1:
         return _fastest({k: _plan_of(spec, weight, r) for k, r in routes.items()}, x, weight, bias)
@@ -235,7 +235,7 @@ def _plan(x, weight, bias, arguments, timed=False) -> Plan:
 def _plan_of(spec, weight, route) -> Plan:
     if route.name == "stock":
         return Plan(spec, None, route)
-    tf32 = weight.is_cuda and _allows_tf32()
+    tf32 = weight.is_cuda and torch_state.allows_tf32()
     return Plan(spec, spec.geometry(weight.shape, route.winograd, route.epilogue, tf32), route)
 
 
@@ -248,39 +248,6 @@ def _fastest(plans, x, weight, bias) -> Plan:
     if plan.route.name != "stock":
         told += f"; {plan.route.reason}"
     return plan._replace(route=plan.route._replace(reason=told))
-
-
-@_constant
-def _allows_tf32() -> bool:
-    """Whether torch lets convolutions on CUDA round float32 factors to tf32."""
-    conv = getattr(torch.backends.cudnn, "conv", None)  # from torch 2.9 on
-    if conv is None:
-        return torch.backends.cudnn.allow_tf32
-    return conv.fp32_precision == "tf32"
-
-
-def _needs_grad(x, weight, bias) -> bool:
-    return torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: they need stock ops."""
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def _autocast(x, weight, bias):
-    """conv2d is on autocast's list of lower precision; float64 stays, as there."""
-    dtype = torch.get_autocast_dtype(x.device.type)
-
-    def cast(t):
-        eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
-        return t.to(dtype) if eligible else t
-
-    return cast(x), cast(weight), cast(bias)
 
 
 def _run(x, weight, bias, plan):

@@ -9,6 +9,7 @@ import torch
 from imgfast import _C
 from imgfast.ops.conv_relu_pool_costs import Costs, Winograd, winograd_taps
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
+from imgfast.ops.torch_state import constant
 
 POOLS = ("none", "max", "avg")  # in the order of csrc/conv_relu_pool.h, as are ACTIVATIONS
 KERNELS = ("direct", "winograd", "epilogue")
@@ -168,23 +169,17 @@ def _pair(value):
 # Facts about process and machine, which torch.compile may take for constants.
 
 
-def _constant(function):
-    """As torch.compiler.assume_constant_result, which imports the whole compiler for this mark."""
-    function._dynamo_marked_constant = True
-    return function
-
-
-@_constant
+@constant
 def _forced_algorithm() -> str:
     return os.environ.get("IMGFAST_ALGORITHM") or "auto"
 
 
-@_constant
+@constant
 def _isa() -> str:
     return _C.cpu_isa()
 
 
-@_constant
+@constant
 def _has_matrix_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 

@@ -3,9 +3,8 @@ operator."""
 
 import torch
 
-from imgfast.ops import autocast
+from imgfast.ops import autocast, torch_state
 from imgfast.ops import upsample_conv_relu_autograd as autograd
-from imgfast.ops.conv_relu_pool import _allows_tf32, _autocast, _needs_grad, _transformed
 from imgfast.ops.conv_relu_pool_route import Route
 from imgfast.ops.upsample_conv_relu_route import Spec, choose, faster
 from imgfast.ops.upsample_conv_relu_stock import upsample_conv_relu_stock
@@ -99,7 +98,7 @@ def upsample_dispatch_info(
 def _prepare(x, weight, bias, *arguments):
     """The tensors as autocast wants them, the arguments as a Spec, and the route."""
     if autocast.is_active(x):
-        x, weight, bias = _autocast(x, weight, bias)
+        x, weight, bias = autocast.cast_convolution(x, weight, bias)
     spec = Spec.of(*arguments)
     return x, weight, bias, spec, _route_of(x, weight, bias, spec)
 
@@ -120,10 +119,10 @@ def _route_of(x, weight, bias, spec) -> Route:
         tuple(x.shape),
         tuple(weight.shape),
         None if bias is None else tuple(bias.shape),
-        _transformed(),
-        _needs_grad(x, weight, bias),
+        torch_state.is_transformed(),
+        torch_state.needs_grad(x, weight, bias),
     )
-    return faster(route, spec, x, weight, bias, x.is_cuda and _allows_tf32(), _run)
+    return faster(route, spec, x, weight, bias, x.is_cuda and torch_state.allows_tf32(), _run)
 
 
 def _run(x, weight, bias, spec, route):
@@ -131,7 +130,7 @@ def _run(x, weight, bias, spec, route):
         return upsample_conv_relu_stock(x, weight, bias, spec)
     if x.dim() == 3:
         return _run(x.unsqueeze(0), weight, bias, spec, route).squeeze(0)
-    tf32 = x.is_cuda and _allows_tf32()
+    tf32 = x.is_cuda and torch_state.allows_tf32()
     numbers = spec.activation_number, int(route.winograd), tf32
     if torch.compiler.is_compiling():
         return torch.ops.imgfast.upsample_conv_relu(x, weight, bias, *numbers)

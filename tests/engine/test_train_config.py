@@ -69,6 +69,16 @@ def test_settings_are_checked(change, rule):
 def test_the_network_changes_by_what_is_named():
     config = TrainConfig.from_dict({"model": "base", "widths": [8, 16], "activation": "tanh"})
     assert config.network == {"widths": (8, 16), "activation": "tanh"}
-    assert TrainConfig(model="base").network == {} and TrainConfig(model="base").epochs == 16
+    assert TrainConfig(model="base").network == {}
     with pytest.raises(ValueError, match=r"widths must be of type tuple\[int, ...\], got \('8',\)"):
         TrainConfig(widths=("8",))
+
+
+@pytest.mark.parametrize(
+    "model, pictures, epochs",
+    [("tiny", 60_000, 3), ("tiny", 11_200, 16), ("tiny", 100, 20), ("tiny", 10**6, 1),
+     ("base", 60_000, 9), ("base", 11_200, 20), ("wide", 50_000, 11)],
+)  # fmt: skip
+def test_epochs_follow_from_the_number_of_pictures(model, pictures, epochs):
+    assert TrainConfig(model=model).resolved(pictures).epochs == epochs
+    assert TrainConfig(model=model, epochs=7).resolved(pictures).epochs == 7

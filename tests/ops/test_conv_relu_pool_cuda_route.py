@@ -5,7 +5,8 @@ import torch
 
 from imgfast import _C
 from imgfast.ops import conv_relu_pool_route as route
-from imgfast.ops.conv_relu_pool import _allows_tf32, _bind
+from imgfast.ops.conv_relu_pool import _bind
+from imgfast.ops.torch_state import allows_tf32
 
 SHAPES = ((2, 16, 8, 8), (32, 16, 3, 3), (32,))
 BOTH = {"direct, epilogue", "epilogue, direct"}  # forward, backward
@@ -83,7 +84,7 @@ def test_what_no_kernel_serves_is_stocks(monkeypatch):
 def test_tf32_is_as_torch_allows_it():
     for allowed in (True, False):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            assert _allows_tf32() == allowed
+            assert allows_tf32() == allowed
 
 
 @pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA kernels")

@@ -8,7 +8,8 @@ from torch import nn
 
 import imgfast
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
-from imgfast.engine.optimizer import moving_average
+from imgfast.engine.muon import FilterMuon
+from imgfast.engine.optimizer import moving_average, set_rate
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.prior import Prior
 
@@ -41,11 +42,13 @@ class PriorStep:
         matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
         kept = {id(weight) for weight in matrices}
         others = [weight for weight in model.parameters() if id(weight) not in kept]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimizers = [torch.optim.AdamW(groups, config.prior_lr, (0.9, 0.95), fused=True)]
+        groups = [{"params": others, "weight_decay": 0.0}]
+        self.optimizers = []
+        if config.optimizer == "muon":
+            self.optimizers.append(FilterMuon(matrices, config.prior_lr, config.weight_decay))
+        else:
+            groups.append({"params": matrices, "weight_decay": config.weight_decay})
+        self.optimizers.append(torch.optim.AdamW(groups, config.prior_lr, (0.9, 0.95), fused=True))
         self.batch_size = min(config.batch_size, len(codes))
         self.batches = len(codes) // self.batch_size
 
@@ -67,8 +70,7 @@ class PriorStep:
             The loss in nats a code, a scalar on the device.
         """
         config = self.config
-        for group in self.optimizers[0].param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizers, rate)
         dropped = (torch.rand(len(batch)) < config.drop_class).to(self.device)
         batch = batch.to(self.device)
         labels = self.labels[batch].masked_fill(dropped, self.model.classes)
@@ -77,7 +79,8 @@ class PriorStep:
             loss = code_loss(self.model, self.codes[batch], labels, config.layers)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizers[0].step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss.detach()

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from imgfast.data import ImageSet, normalise
 from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
-from imgfast.engine.optimizer import moving_average
+from imgfast.engine.muon import FilterMuon
+from imgfast.engine.optimizer import moving_average, set_rate
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.classifier import memory_format
 from imgfast.models.tokenizer import Tokenizer
@@ -47,10 +48,14 @@ class TokenizerStep:
         self.images = data.images.to(self.device)
         self.layout = memory_format(model)
         self.average = moving_average(model, config.ema) if config.ema else None
-        parameters = list(model.parameters())
-        self.optimizers = [
-            torch.optim.AdamW(parameters, config.lr, (0.9, 0.98), weight_decay=0.0, fused=True)
-        ]
+        adamw, self.optimizers = list(model.parameters()), []
+        if config.optimizer == "muon":
+            filters = [weight for weight in adamw if weight.ndim == 4]
+            adamw = [weight for weight in adamw if weight.ndim != 4]
+            self.optimizers.append(FilterMuon(filters, config.lr, 0.0))
+        self.optimizers.append(
+            torch.optim.AdamW(adamw, config.lr, (0.9, 0.98), weight_decay=0.0, fused=True)
+        )
         self.batch_size = min(config.batch_size, len(data))
         self.batches = len(data) // self.batch_size
         self.start = min(_START, config.tokenizer_epochs * self.batches // 10)
@@ -76,8 +81,7 @@ class TokenizerStep:
         config = self.config
         if self.done == self.start:
             self._start_quantizer()
-        for group in self.optimizers[0].param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizers, rate)
         x = self._pictures(batch)
         self.model.zero_grad(set_to_none=True)
         with autocast(config.amp, self.device):
@@ -88,7 +92,8 @@ class TokenizerStep:
             if self.perceptual is not None:
                 loss = loss + config.perceptual * self.perceptual(y, x)
         loss.backward()
-        self.optimizers[0].step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.done += 1
         if self.average is not None:
             self.average.update_parameters(self.model)

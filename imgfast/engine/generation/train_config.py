@@ -6,7 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from imgfast.engine.train_config import check_choices, check_names, check_ranges, check_types
+from imgfast.engine.train_config import (
+    check_choices,
+    check_names,
+    check_ranges,
+    check_types,
+    epochs_showing,
+)
 from imgfast.models import LAYERS
 
 NAME = "generator"
@@ -42,7 +48,9 @@ class GeneratorTrainConfig:
             :meth:`resolved` takes 6 and 1 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
         batch_size: pictures in a step.
-        lr, prior_lr: peaks of the learning-rate cycles of AdamW.
+        optimizer: ``adamw``, or ``muon`` for convolutions of the tokenizer and matrices of the
+            prior's blocks, with AdamW for the rest; see :mod:`imgfast.engine.muon`.
+        lr, prior_lr: peaks of the learning-rate cycles.
         weight_decay: of the matrices of the prior's blocks.
         warmup: share of a stage's steps in which the learning rate rises.
         l1: weight of the absolute error of pixels beside the squared one.
@@ -75,6 +83,7 @@ class GeneratorTrainConfig:
     prior_epochs: int | None = None
     feature_epochs: int = 1
     batch_size: int = 64
+    optimizer: str = "adamw"
     lr: float = 3e-3
     prior_lr: float = 3e-3
     weight_decay: float = 0.05
@@ -98,6 +107,7 @@ class GeneratorTrainConfig:
             self,
             {
                 "model": (NAME,),
+                "optimizer": ("adamw", "muon"),
                 "amp": ("none", "bf16"),
                 "layers": LAYERS,
                 "device": ("auto", "cpu", "cuda"),
@@ -131,7 +141,7 @@ class GeneratorTrainConfig:
         epochs = {}
         for name, (shown, most) in _SHOWN.items():
             if getattr(self, name) is None:
-                epochs[name] = max(1, min(most, round(shown / pictures)))
+                epochs[name] = epochs_showing(pictures, shown, most)
         return dataclasses.replace(self, **epochs)
 
     @property
