@@ -86,7 +86,7 @@ def train(
     accumulate: Annotated[
         int | None, _option("Parts in which a batch is computed, to save memory.", "accumulate")
     ] = None,
-    optimizer: Annotated[str | None, _option("adamw, sgd or muon.", "optimizer")] = None,
+    optimizer: Annotated[str | None, _option("muon, adamw or sgd.", "optimizer")] = None,
     lr: Annotated[
         float | None, _option("Peak learning rate. Default: by network and optimizer.")
     ] = None,
@@ -97,7 +97,9 @@ def train(
         float | None, _option("Share of the steps in which the rate rises.", "warmup")
     ] = None,
     label_smoothing: Annotated[float | None, _option("Of the loss.", "label_smoothing")] = None,
-    shift: Annotated[int | None, _option("Largest random shift, pixels.", "shift")] = None,
+    shift: Annotated[
+        int | None, _option("Largest random shift, pixels. Default: 1, in up to 5 epochs 0.")
+    ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the pictures.")
     ] = None,

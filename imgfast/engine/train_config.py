@@ -12,12 +12,13 @@ from typing import Any
 from imgfast.models import LAYERS, PRESETS
 
 # Where none are given: how many pictures are shown in all and the largest number of passes over
-# them, and the peak learning rate. Muon's update has the size of AdamW's and takes the same rate.
+# them, and the peak learning rate.
 _SHOWN = {"tiny": (180_000, 20), "base": (540_000, 20), "wide": (540_000, 20)}
-_LR = {"tiny": 5e-3, "base": 2e-3, "wide": 2e-3}
-_WEIGHT_DECAY = 0.05
+_LR = {"muon": 5e-3, "adamw": 2e-3, "sgd": 0.05}
+_TINY_ADAMW_LR = 5e-3
 # SGD's decay is part of the gradient, hence much smaller.
-_SGD_LR, _SGD_WEIGHT_DECAY = 0.05, 5e-4
+_WEIGHT_DECAY = {"muon": 0.05, "adamw": 0.05, "sgd": 5e-4}
+_FEW_EPOCHS = 5  # in which a network does not learn pictures by heart: it need not see them shifted
 _OPTIMIZERS = ("adamw", "muon", "sgd")
 
 NETWORK = ("widths", "convolutions", "kernel_size", "activation", "pool", "norm", "dropout")
@@ -37,14 +38,15 @@ class TrainConfig:
         batch_size: pictures in a step, over all processes.
         accumulate: parts in which a batch is computed, one after the other, for less memory. The
             gradient is that of the whole batch; batch norm sees a part at a time.
-        optimizer: ``adamw``, ``sgd`` (Nesterov momentum 0.9) or ``muon``, see
+        optimizer: ``muon``, ``adamw`` or ``sgd`` (Nesterov momentum 0.9), see
             :func:`imgfast.engine.optimizer.build_optimizers`.
-        lr: peak of the learning-rate cycle. Default: 5e-3; of ``base`` and ``wide`` 2e-3; of
-            ``sgd`` 0.05.
+        lr: peak of the learning-rate cycle. Default: 5e-3; of ``base`` and ``wide`` by ``adamw``
+            2e-3; of ``sgd`` 0.05.
         weight_decay: default 0.05; of ``sgd``, where it is an L2 penalty, 5e-4.
         warmup: share of the steps in which the learning rate rises.
         label_smoothing: of the cross-entropy, in [0, 1].
-        shift, flip, cutout: augmentation, see :class:`imgfast.data.Augment`.
+        shift, flip, cutout: augmentation, see :class:`imgfast.data.Augment`. Without,
+            :meth:`resolved` takes a ``shift`` of 1, but in up to 5 epochs of 0.
         mixup, cutmix: alpha of each, 0 is off, see :class:`imgfast.engine.mixing.Mixing`; where
             both are on, every batch takes one of the two by chance.
         ema: decay of the moving average of the weights, 0 is off. With it, the average is what is
@@ -72,12 +74,12 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int = 128
     accumulate: int = 1
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     lr: float | None = None
     weight_decay: float | None = None
     warmup: float = 0.25
     label_smoothing: float = 0.05
-    shift: int = 1
+    shift: int | None = None
     flip: bool = True
     cutout: int = 0
     mixup: float = 0.0
@@ -105,9 +107,11 @@ class TrainConfig:
             },
         )
         # What depends on other settings is resolved here, so that the run folder tells the value.
-        defaults = {"lr": _LR[self.model], "weight_decay": _WEIGHT_DECAY}
-        if self.optimizer == "sgd":
-            defaults |= {"lr": _SGD_LR, "weight_decay": _SGD_WEIGHT_DECAY}
+        plain = (self.model, self.optimizer) == ("tiny", "adamw")
+        defaults = {
+            "lr": _TINY_ADAMW_LR if plain else _LR[self.optimizer],
+            "weight_decay": _WEIGHT_DECAY[self.optimizer],
+        }
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
@@ -116,13 +120,13 @@ class TrainConfig:
             {
                 "seed": (0, 2**63 - 1),
                 **({} if self.epochs is None else {"epochs": (1, 100_000)}),
+                **({} if self.shift is None else {"shift": (0, 64)}),
                 "batch_size": (1, 1 << 20),
                 "accumulate": (1, self.batch_size),
                 "lr": (1e-8, 10.0),
                 "weight_decay": (0.0, 10.0),
                 "warmup": (0.01, 0.99),
                 "label_smoothing": (0.0, 1.0),
-                "shift": (0, 64),
                 "cutout": (0, 4096),
                 "mixup": (0.0, 100.0),
                 "cutmix": (0.0, 100.0),
@@ -132,9 +136,10 @@ class TrainConfig:
         )
 
     def resolved(self, pictures: int) -> TrainConfig:
-        """The recipe for that many training pictures, with the number of epochs filled in."""
+        """The recipe for that many training pictures, with epochs and shift filled in."""
         epochs = self.epochs or epochs_showing(pictures, *_SHOWN[self.model])
-        return dataclasses.replace(self, epochs=epochs)
+        shift = self.shift if self.shift is not None else int(epochs > _FEW_EPOCHS)
+        return dataclasses.replace(self, epochs=epochs, shift=shift)
 
     @property
     def network(self) -> dict[str, Any]:

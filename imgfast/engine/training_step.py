@@ -51,7 +51,7 @@ class TrainingStep:
         device: torch.device,
         processes: Processes,
     ) -> None:
-        self.config = config
+        self.config = config = config.resolved(len(data))
         self.data = data
         self.device = device
         self.processes = processes

@@ -48,7 +48,7 @@ class GeneratorTrainConfig:
             :meth:`resolved` takes 6 and 1 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
         batch_size: pictures in a step.
-        optimizer: ``adamw``, or ``muon`` for convolutions of the tokenizer and matrices of the
+        optimizer: ``muon`` for convolutions of the tokenizer and matrices of the
             prior's blocks, with AdamW for the rest; see :mod:`imgfast.engine.muon`.
         lr, prior_lr: peaks of the learning-rate cycles.
         weight_decay: of the matrices of the prior's blocks.
@@ -83,7 +83,7 @@ class GeneratorTrainConfig:
     prior_epochs: int | None = None
     feature_epochs: int = 1
     batch_size: int = 64
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     lr: float = 3e-3
     prior_lr: float = 3e-3
     weight_decay: float = 0.05
