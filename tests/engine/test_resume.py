@@ -44,7 +44,7 @@ def interrupt_in(epoch):
     [
         {},
         {"optimizer": "sgd", "amp": "bf16"},
-        {"optimizer": "muon", "accumulate": 3},
+        {"optimizer": "adamw", "accumulate": 3},
         {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "deterministic": True},
         {"layers": "stock", "ema": 0.99, "patience": 50},
     ],

@@ -46,6 +46,8 @@ def test_rate_and_decay_are_those_of_the_optimizer():
     }
     assert rates == {"adamw": (5e-3, 0.05), "sgd": (0.05, 5e-4), "muon": (5e-3, 0.05)}
     assert TrainConfig(optimizer="sgd", weight_decay=0.0).weight_decay == 0
+    assert TrainConfig(model="base").lr == 5e-3
+    assert TrainConfig(model="base", optimizer="adamw").lr == 2e-3
 
 
 @pytest.mark.parametrize(

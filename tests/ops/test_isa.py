@@ -40,17 +40,21 @@ def test_the_forced_one_runs(isa):
         assert "does not support it" in result.stderr
 
 
-@pytest.mark.parametrize("file", SUBSETS)
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
-def test_forced(isa, file):
+def test_forced(isa, request):
     if isa not in _C.cpu_isas():
         pytest.skip(f"this processor or system has no {isa}")
     if isa == _C.cpu_isa():
         pytest.skip(f"{isa} is what the other tests run on")
-    some = ["--one-in", "5"] if isa == "generic" else []  # the slowest, and of the same source
-    options = ["-q", "-x", "-m", "not simt and not cuda", "-k", SUBSETS[file], *some]
-    result = run(isa, "-m", "pytest", *options, file)
+    one_in = request.config.getoption("one_in")
+    if isa == "generic":  # the slowest, and of the same source
+        one_in *= 10
+    chosen = " or ".join(f"({file} and ({tests}))" for file, tests in SUBSETS.items())
+    options = ["-q", "-x", "-m", "not simt and not cuda", "-k", chosen]
+    result = run(isa, "-m", "pytest", *options, f"--one-in={one_in}", *SUBSETS)
     assert result.returncode == 0, result.stdout[-4000:]
+    for file in SUBSETS:
+        assert f"{file} ." in result.stdout, f"none of {file}"
 
 
 def test_unknown_name_is_an_error():

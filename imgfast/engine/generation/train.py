@@ -39,7 +39,7 @@ from imgfast.engine.training_step import TrainingStep
 from imgfast.models import Generator, build_generator, classifier_config, generator_config
 
 FEATURES, TOKENIZER, PRIOR = "features", "tokenizer", "prior"
-_FEATURE_WIDTHS = (16, 32, 64)
+_FEATURE_WIDTHS = (32, 64, 128)
 _JUDGED = 2048  # held-out pictures that judge an epoch
 _ROWS, _COLUMNS, _GUIDANCE = 12, 8, 2.0  # of the sample sheets
 
