@@ -141,7 +141,9 @@ def train(
         int | None, _generator_option("Of the transformer. Default: 128.")
     ] = None,
     prior_depth: Annotated[int | None, _generator_option("Its blocks. Default: 4.")] = None,
-    prior_heads: Annotated[int | None, _generator_option("Of its attention. Default: 4.")] = None,
+    prior_heads: Annotated[
+        int | None, _generator_option("Of its attention. Default: one for 32 numbers.")
+    ] = None,
     tokenizer_epochs: Annotated[
         int | None, _generator_option("Of the first stage, instead of --epochs.")
     ] = None,

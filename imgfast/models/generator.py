@@ -63,9 +63,9 @@ class GeneratorConfig:
     decoder_widths: tuple[int, ...]
     codes: int = 512
     code_size: int = 16
-    prior_width: int = 128
+    prior_width: int = 96
     prior_depth: int = 4
-    prior_heads: int = 4
+    prior_heads: int = 3
 
     def __post_init__(self) -> None:
         _check(1 <= len(self.classes) <= _MAX_CLASSES, "classes", "1 to 10000 names", self.classes)
@@ -342,7 +342,7 @@ def generator_config(
     """The configuration for given pictures.
 
     Widths follow from the picture's size unless ``changes`` has them: 32 filters at the picture and
-    twice as many after each halving, up to 128.
+    twice as many after each halving, up to 128. The prior has a head for about 32 numbers.
 
     Raises:
         ValueError: a size that does not fit, or a change outside its range.
@@ -350,8 +350,10 @@ def generator_config(
     _check(
         8 <= image_size <= _MAX_SIZE, "image_size", f"8 to {_MAX_SIZE}", image_size
     )  # before widths are made for it
-    count = halvings(image_size)
+    count, width = halvings(image_size), changes.get("prior_width", GeneratorConfig.prior_width)
+    heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
     widths = {
+        "prior_heads": heads,
         "encoder_widths": (*(min(32 << level, 128) for level in range(count)), 64),
         "decoder_widths": (96, *(max(16, 48 >> level) for level in range(count))),
     }

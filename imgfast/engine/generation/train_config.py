@@ -26,7 +26,7 @@ GENERATOR_NETWORK = (
     "prior_heads",
 )
 # How many pictures a stage is shown where no epochs are given, and its largest number of epochs.
-_SHOWN = {"tokenizer_epochs": (360_000, 60), "prior_epochs": (60_000, 20)}
+_SHOWN = {"tokenizer_epochs": (120_000, 60), "prior_epochs": (60_000, 20)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GeneratorTrainConfig:
         seed: of the split, the weights, the order, what is dropped and revived.
         epochs: passes over the pictures in the stages of tokenizer and prior, each.
         tokenizer_epochs, prior_epochs: of one stage where it is not to be ``epochs``. Without any,
-            :meth:`resolved` takes 6 and 1 for 60,000 pictures, and for fewer pictures more.
+            :meth:`resolved` takes 2 and 1 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
         batch_size: pictures in a step.
         optimizer: ``muon`` for convolutions of the tokenizer and matrices of the

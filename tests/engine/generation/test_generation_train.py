@@ -279,8 +279,8 @@ def test_settings_are_checked(change, rule):
 @pytest.mark.parametrize(
     "given, pictures, expected",
     [
-        ({}, 60_000, (6, 1)),
-        ({}, 11_200, (32, 5)),
+        ({}, 60_000, (2, 1)),
+        ({}, 11_200, (11, 5)),
         ({}, 100, (60, 20)),
         ({}, 10**7, (1, 1)),
         ({"epochs": 3}, 100, (3, 3)),
