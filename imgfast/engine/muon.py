@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import nn
 
@@ -32,27 +34,35 @@ class FilterMuon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             lr, decay = group["lr"], group["weight_decay"]
+            alike = defaultdict(list)  # of one shape: worked on together
             for weight in group["params"]:
-                state = self.state[weight]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                average = state["momentum_buffer"].lerp_(weight.grad, 1 - _MOMENTUM)
-                update = orthogonalised(weight.grad.lerp(average, _MOMENTUM).flatten(1))
-                scale = _ADAMW_RMS * max(update.shape) ** 0.5
-                weight.mul_(1 - lr * decay).sub_(update.view(weight.shape), alpha=lr * scale)
+                alike[weight.shape].append(weight)
+            for weights in alike.values():
+                updates = orthogonalised(torch.stack([self._direction(w) for w in weights]))
+                scale = _ADAMW_RMS * max(updates.shape[1:]) ** 0.5
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.mul_(1 - lr * decay).sub_(update.view(weight.shape), alpha=lr * scale)
+
+    def _direction(self, weight: nn.Parameter) -> torch.Tensor:
+        """``u``, as a matrix."""
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        average = state["momentum_buffer"].lerp_(weight.grad, 1 - _MOMENTUM)
+        return weight.grad.lerp(average, _MOMENTUM).flatten(1)
 
 
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """``U V^T`` of a matrix ``U S V^T``, roughly: singular values become 0.7 to 1.2, but for those
-    below a hundredth of the Frobenius norm.
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """``U V^T`` of matrices ``U S V^T``, ``[N, K, L]``, roughly: singular values become 0.7 to 1.2,
+    but for those below a hundredth of the Frobenius norm.
 
     Five Newton-Schulz iterations ``x = a x + b (x x^T) x + c (x x^T)^2 x``.
     """
     a, b, c = _COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.t() if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
-        gram = x @ x.t()
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.t() if tall else x).contiguous()
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).contiguous()
