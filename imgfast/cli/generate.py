@@ -239,9 +239,10 @@ def _sheet(
 ) -> bytes:
     """All pictures as one PNG, in rows of one class each."""
     rows: list[tuple[str, list[Group]]] = []
-    columns, done = min(_COLUMNS, len(planned)), 0
-    for name, members in itertools.groupby(planned, key=lambda one: one.row):
-        count = len(list(members))
+    runs = itertools.groupby(planned, key=lambda one: one.row)
+    counts = [(name, len(list(members))) for name, members in runs]
+    columns, done = min(_COLUMNS, max(count for _, count in counts)), 0
+    for name, count in counts:
         for part in pictures[done : done + count].split(columns):
             full = part.new_full((columns, *part.shape[1:]), 255)  # white where there is none
             full[: len(part)] = part

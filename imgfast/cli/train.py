@@ -138,7 +138,7 @@ def train(
     codes: Annotated[int | None, _generator_option("In the book. Default: 512.")] = None,
     code_size: Annotated[int | None, _generator_option("Numbers in a code. Default: 16.")] = None,
     prior_width: Annotated[
-        int | None, _generator_option("Of the transformer. Default: 64.")
+        int | None, _generator_option("Of the transformer. Default: 96.")
     ] = None,
     prior_depth: Annotated[int | None, _generator_option("Its blocks. Default: 4.")] = None,
     prior_heads: Annotated[

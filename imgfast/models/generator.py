@@ -63,9 +63,9 @@ class GeneratorConfig:
     decoder_widths: tuple[int, ...]
     codes: int = 512
     code_size: int = 16
-    prior_width: int = 64
+    prior_width: int = 96
     prior_depth: int = 4
-    prior_heads: int = 2
+    prior_heads: int = 3
 
     def __post_init__(self) -> None:
         _check(1 <= len(self.classes) <= _MAX_CLASSES, "classes", "1 to 10000 names", self.classes)

@@ -17,7 +17,7 @@ def pictures() -> ImageSet:
 def trained(tmp_path_factory, pictures) -> tuple[RunFolder, TrainResult]:
     """A short run on them."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "short")
-    return run, train(pictures, TrainConfig(epochs=4), run)
+    return run, train(pictures, TrainConfig(epochs=4, optimizer="adamw", shift=1), run)
 
 
 @pytest.fixture(scope="session")

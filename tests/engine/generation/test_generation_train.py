@@ -67,9 +67,11 @@ def interrupt_after(epoch):
     return on_step
 
 
-def test_the_tokenizer_learns(pictures):
+@pytest.mark.parametrize("optimizer, lr", [("adamw", 5e-3), ("muon", 3e-2)])
+def test_the_tokenizer_learns(pictures, optimizer, lr):
     """45 steps on real pictures; the loss halves, and codes carry the picture."""
-    config = GeneratorTrainConfig(tokenizer_epochs=3, lr=5e-3, **{**FAST, "batch_size": 64})
+    options = {**FAST, "batch_size": 64, "optimizer": optimizer, "lr": lr}
+    config = GeneratorTrainConfig(tokenizer_epochs=3, **options)
     model_config = generator_config(
         pictures.classes, 1, 28, pictures.mean, pictures.std, **config.network
     )
@@ -77,7 +79,7 @@ def test_the_tokenizer_learns(pictures):
     step = TokenizerStep(config, model.tokenizer, pictures, None)
     losses = []
     for epoch in range(1, 4):
-        losses += [step.run(batch, 5e-3).item() for batch in step.begin_epoch(epoch)]
+        losses += [step.run(batch, lr).item() for batch in step.begin_epoch(epoch)]
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     model.tokenizer.load_state_dict(step.judged.state_dict())
     some = pictures.images[:128]
