@@ -12,7 +12,7 @@ import torch
 from imgfast.engine import CheckpointError, RunFolder, RunFolderError, TrainConfig, train
 
 # IMGFAST_KILLS=20 kills more often than the suite has time for.
-KILLS = int(os.environ.get("IMGFAST_KILLS", 4))
+KILLS = int(os.environ.get("IMGFAST_KILLS", 3))
 
 
 @pytest.fixture(scope="module")
