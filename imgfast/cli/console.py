@@ -86,7 +86,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[int, int, dict[str, Any]], None]]:
-    """A bar for :func:`imgfast.engine.train` and :func:`imgfast.engine.generation.train`, with the
+    """A bar for :func:`imgfast.engine.train` and :func:`imgfast.engine.train_generator`, with the
     figures of the latest epoch.
 
     Where standard error is a file or a pipe, one line an epoch.

@@ -47,11 +47,12 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     return [FilterMuon(filters, **rates), torch.optim.AdamW(others, **rates)]
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Give all weights one learning rate."""
+def update(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Update every weight once, all at one learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
+        optimizer.step()
 
 
 def optimizer_tensors(

@@ -112,8 +112,8 @@ class _Run:
             config.model, data.classes, shape[1], shape[2], data.mean, data.std, **config.network
         )
         train_set, self.held_out = split(data, config.seed)
-        self.config = config = config.resolved(len(train_set))
         self.step = TrainingStep(config, model_config, train_set, device, processes)
+        self.config = config = self.step.config  # with every default resolved
         self.summary = {
             **dataclasses.asdict(config),
             "data": data.name,

@@ -119,14 +119,14 @@ class TrainConfig:
             self,
             {
                 "seed": (0, 2**63 - 1),
-                **({} if self.epochs is None else {"epochs": (1, 100_000)}),
-                **({} if self.shift is None else {"shift": (0, 64)}),
+                "epochs": (1, 100_000),
                 "batch_size": (1, 1 << 20),
                 "accumulate": (1, self.batch_size),
                 "lr": (1e-8, 10.0),
                 "weight_decay": (0.0, 10.0),
                 "warmup": (0.01, 0.99),
                 "label_smoothing": (0.0, 1.0),
+                "shift": (0, 64),
                 "cutout": (0, 4096),
                 "mixup": (0.0, 100.0),
                 "cutmix": (0.0, 100.0),
@@ -226,8 +226,12 @@ def check_choices(settings: Any, choices: dict[str, tuple[str, ...]]) -> None:
 
 
 def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
-    """Every named field lies between its bounds, which are allowed."""
+    """Every named field lies between its bounds, which are allowed, or is left open, where ``None``
+    is its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
+        if value is defaults[name] is None:
+            continue
         if not low <= value <= high:
             raise ValueError(f"train: {name} must lie in [{low}, {high}], got {value}")

@@ -14,7 +14,7 @@ import imgfast.nn
 from imgfast.data import Augment, ImageSet
 from imgfast.engine.distributed import Processes
 from imgfast.engine.mixing import Mixing, mixed_pictures, mixed_targets
-from imgfast.engine.optimizer import build_optimizers, moving_average, set_rate
+from imgfast.engine.optimizer import build_optimizers, moving_average, update
 from imgfast.engine.train_config import TrainConfig
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
@@ -102,7 +102,6 @@ class TrainingStep:
         images = self.augment(batch, self.generator)
         labels = self.labels[batch.to(self.device)]
         mix = self.mixing.draw(images.shape, self.dice, self.generator)
-        set_rate(self.optimizers, rate)
         self.model.zero_grad(set_to_none=True)
         total = None
         for number, (part, weight) in enumerate(self.parts, start=1):
@@ -115,8 +114,7 @@ class TrainingStep:
                     loss = loss * weight
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        update(self.optimizers, rate)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return total

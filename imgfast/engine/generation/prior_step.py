@@ -9,7 +9,7 @@ from torch import nn
 import imgfast
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.muon import FilterMuon
-from imgfast.engine.optimizer import moving_average, set_rate
+from imgfast.engine.optimizer import moving_average, update
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.prior import Prior
 
@@ -70,7 +70,6 @@ class PriorStep:
             The loss in nats a code, a scalar on the device.
         """
         config = self.config
-        set_rate(self.optimizers, rate)
         dropped = (torch.rand(len(batch)) < config.drop_class).to(self.device)
         batch = batch.to(self.device)
         labels = self.labels[batch].masked_fill(dropped, self.model.classes)
@@ -79,8 +78,7 @@ class PriorStep:
             loss = code_loss(self.model, self.codes[batch], labels, config.layers)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        update(self.optimizers, rate)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss.detach()

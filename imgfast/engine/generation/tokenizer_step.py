@@ -9,7 +9,7 @@ from imgfast.data import ImageSet, normalise
 from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.muon import FilterMuon
-from imgfast.engine.optimizer import moving_average, set_rate
+from imgfast.engine.optimizer import moving_average, update
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.classifier import memory_format
 from imgfast.models.tokenizer import Tokenizer
@@ -81,7 +81,6 @@ class TokenizerStep:
         config = self.config
         if self.done == self.start:
             self._start_quantizer()
-        set_rate(self.optimizers, rate)
         x = self._pictures(batch)
         self.model.zero_grad(set_to_none=True)
         with autocast(config.amp, self.device):
@@ -92,8 +91,7 @@ class TokenizerStep:
             if self.perceptual is not None:
                 loss = loss + config.perceptual * self.perceptual(y, x)
         loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        update(self.optimizers, rate)
         self.done += 1
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -117,12 +117,11 @@ class GeneratorTrainConfig:
         for name in _SHOWN:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.epochs)
-        given = [name for name in ("epochs", *_SHOWN) if getattr(self, name) is not None]
         check_ranges(
             self,
             {
                 "seed": (0, 2**63 - 1),
-                **dict.fromkeys([*given, "feature_epochs"], (1, 100_000)),
+                **dict.fromkeys(["epochs", *_SHOWN, "feature_epochs"], (1, 100_000)),
                 "batch_size": (1, 1 << 20),
                 "lr": (1e-8, 10.0),
                 "prior_lr": (1e-8, 10.0),
