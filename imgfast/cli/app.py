@@ -28,6 +28,12 @@ DataOption = Annotated[
     ),
 ]
 CheckpointOption = Annotated[Path, typer.Option(help="Checkpoint file or run folder.")]
+MirrorOption = Annotated[
+    bool,
+    typer.Option(
+        "--mirror", help="Average the answers for a picture and its mirror image: twice the time."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Run folder. Default: a new one below runs/.")

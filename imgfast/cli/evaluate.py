@@ -9,7 +9,7 @@ import typer
 
 from imgfast import engine
 from imgfast.cli import console
-from imgfast.cli.app import CheckpointOption, JsonOption, command, empty_folder
+from imgfast.cli.app import CheckpointOption, JsonOption, MirrorOption, command, empty_folder
 from imgfast.cli.evaluate_generator import evaluate_generator
 from imgfast.engine.abstention import calibrate, ood_auroc, save_abstention
 from imgfast.engine.attack import attack_curve
@@ -30,6 +30,7 @@ def evaluate(
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Also count the k most probable. Default: 3.")
     ] = None,
+    mirror: MirrorOption = False,
     attack: Annotated[
         list[str] | None, typer.Option(help="fgsm or pgd: accuracy on attacked pictures.")
     ] = None,
@@ -67,18 +68,26 @@ def evaluate(
     if folder is not None:
         empty_folder(folder)
     kind = checkpoint_kind(checkpoint)
-    of_classifiers = {"top-k": top_k, "attack": attack, "ood": ood, "abstain": abstain}
+    of_classifiers = {
+        "top-k": top_k,
+        "mirror": mirror or None,
+        "attack": attack,
+        "ood": ood,
+        "abstain": abstain,
+    }
     of_generators = {"judge": judge, "guidance": guidance, "per-class": per_class}
     _refuse(of_classifiers if kind == GENERATOR else of_generators, checkpoint, kind)
     if kind == GENERATOR:
         evaluate_generator(checkpoint, judge, data, per_class, guidance, seed, folder, as_json)
         return
+    if mirror and (attack or ood is not None):
+        raise ValueError("evaluate: --mirror goes with neither --attack nor --ood")
     loaded = engine.load_checkpoint(checkpoint)
     model, config = loaded.model, loaded.config
     with console.progress("reading") as on_picture:
         pictures = evaluation_set(loaded, data, on_picture)
     console.report_skipped(pictures.skipped)
-    found = report(model, pictures, top_k or TOP_K)
+    found = report(model, pictures, top_k or TOP_K, mirror)
     curves = []
     for method in attack or ():
         with console.progress(f"attacking, {method}") as on_picture:
@@ -88,7 +97,7 @@ def evaluate(
         with console.progress("reading") as on_picture:
             others = foreign_pictures(config, ood, on_picture)
         auroc = ood_auroc(model, pictures.images, others)
-    abstention = None if abstain is None else calibrate(model, pictures, abstain)
+    abstention = None if abstain is None else calibrate(model, pictures, abstain, mirror)
     if abstention is not None:
         save_abstention(loaded.path, abstention)
     if folder is not None:
@@ -99,6 +108,7 @@ def evaluate(
         extra = {
             "checkpoint": str(loaded.path),
             "data": pictures.name,
+            "mirror": mirror,
             "skipped": len(pictures.skipped),
             "attacks": [curve.to_dict() for curve in curves],
             "ood_auroc": auroc,
@@ -114,9 +124,10 @@ def evaluate(
     if auroc is not None:
         console.line(f"told from {ood} by certainty: AUROC {auroc:.3f}")
     if abstention is not None:
+        how = "--mirror --abstain" if mirror else "--abstain"
         console.line(
             f"sure of {abstention.coverage:.1%} of the pictures, of which "
-            f"{abstention.accuracy:.2%} are right; predict --abstain leaves out the others"
+            f"{abstention.accuracy:.2%} are right; predict {how} leaves out the others"
         )
     if folder is not None:
         console.line(f"report {folder}")

@@ -14,7 +14,7 @@ import typer
 
 from imgfast import engine
 from imgfast.cli import console
-from imgfast.cli.app import CheckpointOption, JsonOption, command
+from imgfast.cli.app import CheckpointOption, JsonOption, MirrorOption, command
 from imgfast.engine.predict import Prediction
 
 
@@ -31,6 +31,7 @@ def predict(
     top_k: Annotated[
         int, typer.Option(min=1, help="How many classes to tell of each picture.")
     ] = 1,
+    mirror: MirrorOption = False,
     abstain: Annotated[
         bool,
         typer.Option(
@@ -53,7 +54,9 @@ def predict(
     given = _with_standard_input(paths)
     started = time.perf_counter()
     with console.progress("predicting") as on_picture:
-        found, errors, named = engine.predict_files(model, given, on_picture, top_k, abstention)
+        found, errors, named = engine.predict_files(
+            model, given, on_picture, top_k, abstention, mirror
+        )
     seconds = time.perf_counter() - started
     if as_json:
         rows = [dataclasses.asdict(prediction) for prediction in found]

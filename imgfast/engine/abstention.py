@@ -48,6 +48,8 @@ class Abstention:
         accuracy: on the held-out pictures that are kept.
         coverage: share of the held-out pictures that are kept.
         pictures: number of held-out pictures.
+        mirror: the logits are means with those of mirrored pictures, see
+            :func:`~imgfast.engine.predict.predict_logits`.
 
     Raises:
         AbstentionError: a value outside its range.
@@ -58,9 +60,14 @@ class Abstention:
     accuracy: float
     coverage: float
     pictures: int
+    mirror: bool = False
 
     def __post_init__(self) -> None:
-        ranges = {field.name: (0.0, 1.0) for field in fields(self)} | {
+        if type(self.mirror) is not bool:
+            raise AbstentionError(
+                f"abstention: mirror must be true or false, got {str(self.mirror)[:100]}"
+            )
+        ranges = dict.fromkeys(("threshold", "accuracy", "coverage"), (0.0, 1.0)) | {
             "temperature": (_MIN_TEMPERATURE, _MAX_TEMPERATURE),
             "pictures": (1, math.inf),
         }
@@ -89,7 +96,9 @@ class Abstention:
         return Abstention(**values)
 
 
-def calibrate(model: Classifier, held_out: ImageSet, accuracy: float = 0.99) -> Abstention:
+def calibrate(
+    model: Classifier, held_out: ImageSet, accuracy: float = 0.99, mirror: bool = False
+) -> Abstention:
     """The temperature, and the smallest threshold that keeps only a wanted share of mistakes.
 
     The temperature T minimises the mean of ``cross_entropy(logits / T, labels)``. The threshold is
@@ -101,6 +110,7 @@ def calibrate(model: Classifier, held_out: ImageSet, accuracy: float = 0.99) -> 
         model: the classifier; it is put in eval mode.
         held_out: labelled pictures that the model was not trained on.
         accuracy: wanted of the pictures that are kept, in (0, 1].
+        mirror: as in :func:`~imgfast.engine.predict.predict_logits`.
 
     Raises:
         AbstentionError: no pictures, an accuracy outside its range, or one that no threshold
@@ -116,7 +126,7 @@ def calibrate(model: Classifier, held_out: ImageSet, accuracy: float = 0.99) -> 
         raise AbstentionError(f"abstention: accuracy must lie in (0, 1], got {accuracy}")
     if not len(held_out):
         raise AbstentionError("abstention: there must be at least 1 held-out picture, got 0")
-    logits = predict_logits(model, held_out.images)
+    logits = predict_logits(model, held_out.images, mirror)
     temperature = _fit_temperature(logits, held_out.labels)
     certainty, predicted = (logits / temperature).softmax(1).max(1)
     order = certainty.argsort(descending=True, stable=True)
@@ -139,7 +149,12 @@ def calibrate(model: Classifier, held_out: ImageSet, accuracy: float = 0.99) -> 
     lowest = sorted_certainty[last].item()
     below = sorted_certainty[last + 1].item() if last + 1 < count else lowest
     return Abstention(
-        temperature, (lowest + below) / 2, accuracies[last].item(), (last + 1) / count, count
+        temperature=temperature,
+        threshold=(lowest + below) / 2,
+        accuracy=accuracies[last].item(),
+        coverage=(last + 1) / count,
+        pictures=count,
+        mirror=mirror,
     )
 
 

@@ -62,15 +62,16 @@ class Report:
         }
 
 
-def report(model: Classifier, data: ImageSet, top_k: int = 3) -> Report:
+def report(model: Classifier, data: ImageSet, top_k: int = 3, mirror: bool = False) -> Report:
     """Judge a classifier on all pictures of a set.
 
     Args:
         model: the classifier; batch norm is folded first.
         data: at least one picture.
         top_k: at least 1; of fewer classes than that, all.
+        mirror: as in :func:`~imgfast.engine.predict.predict_logits`.
     """
-    probabilities = predict_probabilities(model.eval().fold(), data.images)
+    probabilities = predict_probabilities(model.eval().fold(), data.images, mirror=mirror)
     return report_of(probabilities, data.labels, data.classes, top_k)
 
 

@@ -20,6 +20,8 @@ from imgfast import cli, engine
 from imgfast.data import load_data
 from imgfast.engine import load_checkpoint, predict_probabilities
 from imgfast.engine.abstention import Abstention, save_abstention
+from imgfast.engine.evaluate import evaluation_set
+from imgfast.engine.report import report
 
 CLASSES = {"Trouser": 1, "Bag": 8, "Sneaker": 7}
 
@@ -115,6 +117,24 @@ def test_predict_a_folder_skips_and_counts(workspace, trained):
             item = by_path[f"pictures/Bag/{number:02}.png"]
             assert item["label"] == model.config.classes[best.indices[number]]
             assert item["probability"] == pytest.approx(best.values[number].item(), abs=1e-5)
+
+
+def test_pictures_and_their_mirror_images_together(workspace, trained):
+    arguments = ("--checkpoint", "run", "--mirror", "--json")
+    checkpoint = load_checkpoint("run")
+    held_out = evaluation_set(checkpoint, None)
+    expected = report(checkpoint.model, held_out, mirror=True)
+    found = json.loads(imgfast("evaluate", *arguments).stdout)
+    assert found["mirror"] is True and found["accuracy"] == expected.evaluation.accuracy
+    assert found["log_loss"] == expected.log_loss != report(checkpoint.model, held_out).log_loss
+    data = load_data("fashion-mnist")
+    bag = data.images[data.labels == CLASSES["Bag"]][1:2]
+    best = predict_probabilities(checkpoint.model, bag, mirror=True).amax().item()
+    done = imgfast("predict", "pictures/Bag/01.png", *arguments)
+    (item,) = json.loads(done.stdout)["predictions"]
+    assert item["probability"] == pytest.approx(best, abs=1e-5)
+    done = imgfast("evaluate", *arguments, "--attack", "fgsm")
+    assert done.exit_code == 1 and "--mirror goes with neither --attack" in done.stderr
 
 
 def test_predict_as_csv_and_as_text(workspace, trained):

@@ -66,6 +66,15 @@ def test_the_threshold_is_the_smallest_that_reaches_the_accuracy(model, held_out
     assert (best.values.double() - found.threshold).abs().min() > 1e-7
 
 
+def test_the_mirror_image_counts_where_asked(model, held_out, found):
+    mirrored = calibrate(model, held_out, 0.9, mirror=True)
+    assert mirrored.mirror and not found.mirror and mirrored.threshold != found.threshold
+    best = predict_probabilities(model, held_out.images, mirrored.temperature, mirror=True).max(1)
+    kept = best.values >= mirrored.threshold
+    right = (best.indices == held_out.labels)[kept].double().mean().item()
+    assert right == mirrored.accuracy >= 0.9
+
+
 def test_by_hand(model, monkeypatch, held_out):
     """Certainty falls from picture to picture; the third one and the last are mistakes."""
     scores = torch.tensor([4.0, 3.0, 2.0, 2.0, 1.5, 1.0])
@@ -130,6 +139,7 @@ def test_another_checkpoint_and_damaged_files_are_refused(tmp_path, model, found
         json.dumps({**values, "abstention": {**inner, "threshold": float("nan")}}).encode(),
         json.dumps({**values, "abstention": {**inner, "temperature": 0}}).encode(),
         json.dumps({**values, "abstention": {**inner, "pictures": True}}).encode(),
+        json.dumps({**values, "abstention": {**inner, "mirror": 1}}).encode(),
         json.dumps({**values, "abstention": {**inner, "more": 1}}).encode(),
         json.dumps({**values, "abstention": None}).encode(),
     ):

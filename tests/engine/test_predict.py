@@ -30,6 +30,18 @@ def test_probabilities_are_the_softmax_in_float64(model, pictures):
     assert predict_probabilities(model, pictures.images[:0]).shape == (0, 10)
 
 
+def test_mirror_averages_the_logits_with_those_of_the_mirrored_picture(model, pictures):
+    images = pictures.images[:300]
+    both = predict_logits(model, images), predict_logits(model, images.flip(3))
+    found = predict_logits(model, images, mirror=True)
+    torch.testing.assert_close(found, (both[0] + both[1]) / 2, rtol=1e-5, atol=1e-5)
+    assert (found - both[0]).abs().max() > 0.1
+    of_mirrored = predict_logits(model, images.flip(3), mirror=True)
+    torch.testing.assert_close(found, of_mirrored, rtol=1e-5, atol=1e-5)
+    scaled = predict_probabilities(model, images, 2.0, mirror=True)
+    torch.testing.assert_close(scaled, (found / 2).softmax(1), rtol=1e-5, atol=1e-6)
+
+
 def test_features_are_what_the_last_layer_sees(model, pictures):
     images = pictures.images[:300]  # more than one batch
     features = predict_features(model, images)
@@ -110,6 +122,18 @@ def test_below_the_threshold_there_is_no_label(model, pictures, folder):
         assert item.abstained == (certainty.item() < threshold)
         name = model.config.classes[index]
         assert item.label == (None if item.abstained else name) and item.top[0].label == name
+
+
+def test_files_in_the_mirror_need_an_abstention_made_so(model, pictures, folder):
+    expected = predict_probabilities(model, pictures.images[:12], 1.7, mirror=True).amax(1)
+    abstention = Abstention(1.7, 0.0, 0.9, 1.0, 100, mirror=True)
+    found = predict_files(model, [folder], abstention=abstention, mirror=True)[0]
+    assert [item.probability for item in found] == pytest.approx(expected.tolist(), abs=1e-6)
+    with pytest.raises(ValueError, match=r"mirror must be as .* calibrated, True, got False"):
+        predict_files(model, [folder], abstention=abstention)
+    plain = Abstention(1.7, 0.0, 0.9, 1.0, 100)
+    with pytest.raises(ValueError, match=r"mirror must be as .* calibrated, False, got True"):
+        predict_files(model, [folder], abstention=plain, mirror=True)
 
 
 def test_batch_norm_is_folded_once(model, folder, monkeypatch):
