@@ -52,6 +52,13 @@ class FilterMuon(torch.optim.Optimizer):
         return weight.grad.lerp(average, _MOMENTUM).flatten(1)
 
 
+def filters_and_others(
+    weights: list[nn.Parameter],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those of convolutions, which have four dimensions, and the rest, which Muon is not for."""
+    return [w for w in weights if w.ndim == 4], [w for w in weights if w.ndim != 4]
+
+
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     """``U V^T`` of matrices ``U S V^T``, ``[N, K, L]``, roughly: singular values become 0.7 to 1.2,
     but for those below a hundredth of the Frobenius norm.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from imgfast.engine.muon import FilterMuon
+from imgfast.engine.muon import FilterMuon, filters_and_others
 from imgfast.engine.train_config import TrainConfig
 
 
@@ -42,8 +42,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         return [torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **rates)]
     if config.optimizer == "adamw":
         return [torch.optim.AdamW(parameters, **rates)]
-    filters = [value for value in parameters if value.ndim == 4]
-    others = [value for value in parameters if value.ndim != 4]
+    filters, others = filters_and_others(parameters)
     return [FilterMuon(filters, **rates), torch.optim.AdamW(others, **rates)]
 
 

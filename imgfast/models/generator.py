@@ -184,18 +184,9 @@ class Generator(nn.Module):
         Raises:
             ValueError: another dtype or shape, or a number that is no code.
         """
-        config = self.config
-        side, count = config.side, config.codes
-        if codes.dtype != torch.int64 or codes.shape[1:] != (side, side):
-            raise ValueError(
-                f"generator: codes must be int64 [N, {side}, {side}], "
-                f"got {str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
-            )
-        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < count:
-            raise ValueError(
-                f"generator: codes must lie in [0, {count}), "
-                f"got {int(codes.min())} to {int(codes.max())}"
-            )
+        side = self.config.side
+        fits = codes.shape[1:] == (side, side)
+        _check_numbers("codes", codes, fits, f"[N, {side}, {side}]", self.config.codes)
         return self._pictures(lambda batch: self.tokenizer.decode(batch), codes)
 
     @torch.inference_mode()
@@ -223,16 +214,8 @@ class Generator(nn.Module):
             ValueError: an argument of another type, shape or range.
         """
         count, side = len(self.config.classes), self.config.side
-        if labels.dtype != torch.int64 or labels.shape != (len(seeds),):
-            raise ValueError(
-                f"generator: labels must be int64 [{len(seeds)}], as many as seeds, "
-                f"got {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
-            )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-            raise ValueError(
-                f"generator: labels must lie in [0, {count}), "
-                f"got {int(labels.min())} to {int(labels.max())}"
-            )
+        fits, shape = labels.shape == (len(seeds),), f"[{len(seeds)}], as many as seeds"
+        _check_numbers("labels", labels, fits, shape, count)
         for name, value, low in (("guidance", guidance, 0.0), ("temperature", temperature, 0.01)):
             if not low <= value <= 100:
                 raise ValueError(f"generator: {name} must lie in [{low:g}, 100], got {value}")
@@ -312,6 +295,20 @@ class Generator(nn.Module):
             rows.append(function(*full)[:count].cpu())
         self.train(was_training)
         return torch.cat(rows)
+
+
+def _check_numbers(name: str, values: torch.Tensor, fits: bool, shape: str, count: int) -> None:
+    """Refuse an argument that is not int64 numbers below ``count`` in a shape that ``fits``."""
+    if values.dtype != torch.int64 or not fits:
+        raise ValueError(
+            f"generator: {name} must be int64 {shape}, "
+            f"got {str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+        )
+    if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < count:
+        raise ValueError(
+            f"generator: {name} must lie in [0, {count}), "
+            f"got {int(values.min())} to {int(values.max())}"
+        )
 
 
 def _padded(part: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from imgfast.data import ImageSet, normalise
 from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
-from imgfast.engine.muon import FilterMuon
+from imgfast.engine.muon import FilterMuon, filters_and_others
 from imgfast.engine.optimizer import moving_average, update
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.classifier import memory_format
@@ -50,8 +50,7 @@ class TokenizerStep:
         self.average = moving_average(model, config.ema) if config.ema else None
         adamw, self.optimizers = list(model.parameters()), []
         if config.optimizer == "muon":
-            filters = [weight for weight in adamw if weight.ndim == 4]
-            adamw = [weight for weight in adamw if weight.ndim != 4]
+            filters, adamw = filters_and_others(adamw)
             self.optimizers.append(FilterMuon(filters, config.lr, 0.0))
         self.optimizers.append(
             torch.optim.AdamW(adamw, config.lr, (0.9, 0.98), weight_decay=0.0, fused=True)
