@@ -7,7 +7,7 @@
 #
 # Each builds what has changed first. Variables: PYTHON (python3), VENV (.venv), CXX (c++),
 # TORCH=torch==2.13.0 (the torch to install), PYTEST_ARGS (-n 0: the tests in one process),
-# IMGFAST_CUDA=0|1, MAX_JOBS.
+# IMGFAST_CUDA=0|1, MAX_JOBS, CMAKE_ARGS (of sanitize).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -59,7 +59,7 @@ SANITIZED_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(abspath $(SANITIZE))/package
 sanitize: install
 	IMGFAST_CUDA=0 $(BIN)/cmake -S . -B $(SANITIZE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja \
-	  -DPython3_EXECUTABLE=$(BIN)/python -DIMGFAST_SANITIZE=address,undefined
+	  -DPython3_EXECUTABLE=$(BIN)/python -DIMGFAST_SANITIZE=address,undefined $(CMAKE_ARGS)
 	$(BIN)/cmake --build $(SANITIZE) --parallel $$($(BIN)/python build_backend/toolchain.py jobs)
 	ASAN_OPTIONS=detect_leaks=0 $(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
 	$(SANITIZED_ENV) $(BIN)/pytest tests/test_build.py tests/ops -m "not simt and not cuda" -p no:cacheprovider --capture=sys $(PROCESSES) $(PYTEST_ARGS)

@@ -79,17 +79,18 @@ def test_operator_is_differentiable_by_itself(layout, device):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "options, dynamic",
     [
-        {},
-        {"padding": 1, "pool": "avg"},
-        {"pool": "none", "activation": "tanh"},
-        {"activation": "gelu"},
-        {"pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+        ({}, False),
+        ({"padding": 1, "pool": "avg"}, False),
+        ({"pool": "none", "activation": "tanh"}, False),
+        ({"activation": "gelu"}, False),
+        ({"pool_size": 3, "pool_stride": 2, "pool_padding": 1}, False),
+        ({}, True),
+        ({"padding": 1, "pool": "avg"}, True),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(options, dynamic):
     torch._dynamo.reset()
 
