@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from imgfast.models.classifier import Classifier, ClassifierConfig
 from imgfast.models.generator import Generator, GeneratorConfig
@@ -31,10 +32,7 @@ def cost(config: ClassifierConfig) -> Cost:
     with torch.device("meta"):
         model = Classifier(config, "stock").eval()
         x = torch.empty(1, config.channels, config.image_size, config.image_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
-    trained = (value.numel() for value in model.parameters() if value.requires_grad)
-    return Cost(sum(trained), counter.get_total_flops() // 2)
+    return _counted(model, lambda: model(x))
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,17 @@ def generator_cost(config: GeneratorConfig) -> GeneratorCost:
         x = torch.empty(1, config.channels, config.image_size, config.image_size)
         codes = torch.empty(1, config.side**2, dtype=torch.int64)
         label = torch.empty(1, dtype=torch.int64)
-    costs = []
-    for part, run in (
-        (model.tokenizer, lambda: model.tokenizer(x)),
-        (model.prior, lambda: model.prior.logits(codes, label)),
-    ):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            run()
-        trained = sum(value.numel() for value in part.parameters())
-        costs.append(Cost(trained, counter.get_total_flops() // 2))
-    return GeneratorCost(*costs)
+    return GeneratorCost(
+        _counted(model.tokenizer, lambda: model.tokenizer(x)),
+        _counted(model.prior, lambda: model.prior.logits(codes, label)),
+    )
+
+
+def _counted(part: nn.Module, run: Callable[[], object]) -> Cost:
+    """Of a network on the meta device, and of what ``run`` runs of it."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    trained = sum(value.numel() for value in part.parameters() if value.requires_grad)
+    return Cost(trained, counter.get_total_flops() // 2)
