@@ -4,6 +4,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <tuple>
 
 #include "conv_units.h"
@@ -48,6 +49,21 @@ cpu::View4 part_of(const cpu::View4& v, int i) {
   part.stride[2] *= 2;
   part.stride[3] *= 2;
   return part;
+}
+
+// One call for those of all parities, which it has as its parts.
+template <class Args>
+Args over_windows(const ConvReLUPoolParams& windows, std::array<Args, kParities>& parity) {
+  for (int i = 0; i < kParities; i++) {
+    parity[i].first_row = i / 2;
+    parity[i].first_col = i % 2;
+  }
+  Args all = parity[0];
+  all.params = &windows;
+  all.parts = parity.data();
+  all.part_count = kParities;
+  all.first_row = all.first_col = 0;
+  return all;
 }
 
 // [4, K, C, 2, 2] of weight [K, C, 3, 3], both of the compute type and contiguous.
@@ -133,36 +149,41 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
   Tensor y = new_tensor({whole.N, whole.K, whole.P, whole.Q}, x.scalar_type(),
                         channels_last || whole.K > 1);
 
-  const int choice = whole.winograd & kWinogradForward ? 1 : 0;
-  const auto& kernel = cpu::kernels().conv_relu_pool.forward[choice];
-  std::array<cpu::ConvForwardArgs, kParities> args{};
+  std::array<cpu::ConvForwardArgs, kParities> parity{};
   for (int i = 0; i < kParities; i++) {
-    args[i].params = &call.parity[i];
-    args[i].x = view(x);
-    args[i].weight =
+    parity[i].params = &call.parity[i];
+    parity[i].x = view(x);
+    parity[i].weight =
         dense_view(static_cast<char*>(folded.data_ptr()) + i * filters * 4 * call.width(),
                    {whole.K, whole.C, 2, 2}, call.dtype());
-    args[i].bias = wide_bias ? wide_bias->data_ptr() : nullptr;
-    args[i].y = part_of(view(y), i);
-    args[i].threads = torch::stable::get_num_threads();
+    parity[i].bias = wide_bias ? wide_bias->data_ptr() : nullptr;
+    parity[i].y = part_of(view(y), i);
+    parity[i].threads = torch::stable::get_num_threads();
   }
-  if (choice == 0) divide_direct(args[0], call.width());
-  for (cpu::ConvForwardArgs& of_parity : args) {  // the same units, which padding has a say in
-    of_parity.unit_rows = args[0].unit_rows;
-    of_parity.unit_filters = args[0].unit_filters;
+  // Winograd's kernel makes all parities in one call, of the same tiles of x.
+  const bool together = whole.winograd & kWinogradForward;
+  const auto& kernel = cpu::kernels().conv_relu_pool.forward[together ? 1 : 0];
+  cpu::ConvForwardArgs all = over_windows(call.windows, parity);
+  const std::span<cpu::ConvForwardArgs> calls =
+      together ? std::span(&all, 1) : std::span<cpu::ConvForwardArgs>(parity);
+  if (!together) divide_direct(parity[0], call.width());
+  for (cpu::ConvForwardArgs& args : parity) {  // the same units, which padding has a say in
+    args.unit_rows = parity[0].unit_rows;
+    args.unit_filters = parity[0].unit_filters;
   }
-  const int64_t pack_bytes = whole_lines(kernel.pack_size(args[0]));
-  char* packed = static_cast<char*>(shared_buffer.reserve(kParities * pack_bytes));
-  for (int i = 0; i < kParities; i++) {
-    args[i].packed_weight = packed + i * pack_bytes;
-    kernel.pack(args[i]);
+  const int64_t pack_bytes = whole_lines(kernel.pack_size(calls[0]));
+  char* packed = static_cast<char*>(shared_buffer.reserve(calls.size() * pack_bytes));
+  for (cpu::ConvForwardArgs& args : calls) {
+    args.packed_weight = packed;
+    kernel.pack(args);
+    packed += pack_bytes;
   }
-  const int64_t scratch = kernel.scratch(args[0]), units = kernel.units(args[0]);
+  const int64_t scratch = kernel.scratch(calls[0]), units = kernel.units(calls[0]);
   const int64_t work = call.parity[0].N * call.parity[0].PH * work_per_row(call.parity[0]);
   const int64_t grain = std::max<int64_t>(1, kWorthAThread / (kParities * work / units + 1));
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     void* buffer = thread_buffer.reserve(scratch);
-    for (const cpu::ConvForwardArgs& of_parity : args) kernel.run(of_parity, begin, end, buffer);
+    for (const cpu::ConvForwardArgs& args : calls) kernel.run(args, begin, end, buffer);
   });
   return channels_last ? y : torch::stable::contiguous(y);
 }
@@ -176,6 +197,7 @@ class Backward {
       : call_(call),
         adjoint_(call.adjoint(chunk)),
         parity_(call.parity),
+        windows_(call.windows),
         slots_(slots),
         image_(call.whole.K * call.whole.P * call.whole.Q),
         sums_weight_(need_weight),
@@ -208,6 +230,9 @@ class Backward {
                        {whole.K, whole.C, 2, 2}, call.dtype());
         to_weight_[i].threads = 1;
       }
+      windows_.N = chunk;
+      windows_.activation = Activation::kNone;
+      windows_.winograd = parity_[0].winograd;
     }
     take_memory();
   }
@@ -234,11 +259,23 @@ class Backward {
                   void* scratch) const {
     ConvReLUPoolParams p = parity_[i];
     p.N = images;
-    cpu::ConvBackwardArgs part = to_weight_[i];
+    cpu::ConvBackwardArgs part = of_images(to_weight_[i], i, gradient, n);
     part.params = &p;
-    part.grad_y = part_of(expanded(gradient), i);
-    part.x = from(to_weight_[i].x, n * to_weight_[i].x.stride[0]);
     weights().run(part, 0, weights().units(part), slot, scratch);
+  }
+
+  // Adds all parities: by Winograd's algorithm in one call, of the same tiles of x.
+  void run_weights(void* gradient, int64_t n, int64_t images, int64_t slot, void* scratch) const {
+    if (!parity_[0].winograd) {
+      for (int i = 0; i < kParities; i++) run_weight(i, gradient, n, images, slot, scratch);
+      return;
+    }
+    std::array<cpu::ConvBackwardArgs, kParities> parity = to_weight_;
+    for (int i = 0; i < kParities; i++) parity[i] = of_images(to_weight_[i], i, gradient, n);
+    ConvReLUPoolParams p = windows_;
+    p.N = images;
+    const cpu::ConvBackwardArgs all = over_windows(p, parity);
+    weights().run(all, 0, weights().units(all), slot, scratch);
   }
 
   // Adds up slots and parities. The gradients are in the layouts of stock's, and have no element
@@ -286,6 +323,15 @@ class Backward {
     return cpu::kernels().conv_relu_pool.weight[parity_[0].winograd ? 1 : 0];
   }
 
+  // A parity's call on the images from n on.
+  cpu::ConvBackwardArgs of_images(const cpu::ConvBackwardArgs& args, int i, void* gradient,
+                                  int64_t n) const {
+    cpu::ConvBackwardArgs part = args;
+    part.grad_y = part_of(expanded(gradient), i);
+    part.x = from(args.x, n * args.x.stride[0]);
+    return part;
+  }
+
   cpu::View4 expanded(void* gradient) const {  // channels_last
     const ConvReLUPoolParams& whole = call_.whole;
     return {gradient, {image_, 1, whole.Q * whole.K, whole.K}, call_.dtype()};
@@ -311,12 +357,17 @@ class Backward {
       if (sums_bias_) to_weight_[i].partial_bias = static_cast<char*>(bias_) + i * bias;
       scratch_ = std::max(scratch_, weights().scratch(to_weight_[i]));
     }
+    if (sums() && parity_[0].winograd) {
+      std::array<cpu::ConvBackwardArgs, kParities> parity = to_weight_;
+      scratch_ = std::max(scratch_, weights().scratch(over_windows(windows_, parity)));
+    }
     scratch_ = whole_lines(scratch_);
   }
 
   const Call& call_;
   ConvReLUPoolParams adjoint_;
   std::array<ConvReLUPoolParams, kParities> parity_;
+  ConvReLUPoolParams windows_;
   int64_t slots_, image_, scratch_ = 0;
   bool sums_weight_, sums_bias_;
   Tensor grad_x_, turned_, folded_;
@@ -356,9 +407,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
             expand(at_y, n + i, gradient + i * image_bytes, gradient + chunk * image_bytes);
           }
           if (need_x) backward.run_x(gradient, n, images, scratch);
-          for (int i = 0; i < kParities && backward.sums(); i++) {
-            backward.run_weight(i, gradient, n, images, slot, scratch);
-          }
+          if (backward.sums()) backward.run_weights(gradient, n, images, slot, scratch);
         }
       }
     });

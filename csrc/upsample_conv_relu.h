@@ -54,6 +54,9 @@ IMGFAST_HOST_DEVICE constexpr T sum_taps(const T* w, Taps rows, Taps cols) {
 struct UpsampleConvReLUParams {
   ConvReLUPoolParams whole;  // as of x upsampled
   std::array<ConvReLUPoolParams, kParities> parity;
+  // Over all windows of 2 x 2 in x with a padding of 1: the even rows' are the first of them, the
+  // odd rows' the last, and so are those of columns.
+  ConvReLUPoolParams windows;
 
   UpsampleConvReLUParams() = default;
 
@@ -77,6 +80,9 @@ struct UpsampleConvReLUParams {
       p.padding_h = 1 - i / 2;  // the last row of taps of an odd one lies in padding instead
       p.padding_w = 1 - i % 2;
     }
+    windows = parity[0];
+    windows.P = windows.PH = H + 1;
+    windows.Q = windows.PW = W + 1;
   }
 
   // The convolution of a gradient [n, K, 2 H, 2 W] that is x's.

@@ -236,56 +236,73 @@ static int64_t winograd_weight_units(const ConvBackwardArgs& a) {
   });
 }
 
+// Transforms `rows` rows of tiles of the gradient of a group of a part, row by row from `row` on,
+// and multiplies x's tiles by them. Sums of the bias on the way.
+template <class X, int kTaps>
+[[gnu::noinline]] static void add_weight_part(const ConvBackwardArgs& part,
+                                              const WinogradWeightPlan<X, kTaps>& plan,
+                                              const WinogradWeightScratch<X, kTaps>& s, int64_t row,
+                                              int64_t rows, int64_t g, int64_t slot) {
+  using T = typename X::T;
+  constexpr int kOutputs = kPoints + 1 - kTaps;
+  const ConvReLUPoolParams& p = *part.params;
+  T* sums = static_cast<T*>(part.partial_weight) + (slot * p.groups + g) * plan.group_size();
+  T* bias =
+      part.partial_bias ? static_cast<T*>(part.partial_bias) + slot * p.K + g * plan.K : nullptr;
+  const int64_t tiles = rows * plan.tiles;
+  for (int64_t i = 0; i < rows; i++) {
+    const int64_t n = (row + i) / plan.rows.tiles;
+    const int64_t p0 = plan.rows.first((row + i) % plan.rows.tiles);
+    s.gradient.expand(part, n, g * plan.K, p0 - part.first_row, kOutputs, -part.first_col,
+                      p.dilation_h);
+    if (bias) {
+      add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K, plan.K, bias);
+    }
+    for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+      constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
+      const int64_t row_step = s.gradient.width * plan.K, col_step = p.dilation_w * plan.K;
+      for (int64_t t = 0; t < plan.tiles; t++) {
+        for (int64_t k = 0; k < kLanes; k += X::kLanes) {
+          const T* from = s.gradient.strip + plan.columns.first(t) * plan.K + k0 + k;
+          T* to = s.w + k0 * tiles + (i * plan.tiles + t) * kLanes + k;
+          const int64_t left = plan.K - k0 - k;
+          if (left >= X::kLanes) {
+            transform_filter<X, kOutputs, true>(from, row_step, col_step, kOutputs, kOutputs,
+                                                X::kLanes, to, plan.w_plane);
+          } else {
+            transform_filter<X, kOutputs, false>(from, row_step, col_step, kOutputs, kOutputs,
+                                                 static_cast<int>(max_of(0, left)), to,
+                                                 plan.w_plane);
+          }
+        }
+      }
+    });
+  }
+  const Reduction reduction{1, 0, 1, 0, tiles, 0, 1, plan.C};
+  for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+    constexpr int NV = decltype(vectors)::kValue;
+    multiply<X, NV>(reduction, s.v, plan.v_plane, s.w + k0 * tiles, plan.w_plane, plan.C, true,
+                    sums + k0 * kPlanes * plan.C, plan.C * NV * X::kLanes);
+  });
+}
+
 static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
                             int64_t slot, void* base) {
   with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
-    using T = typename X::T;
     constexpr int kTaps = decltype(taps)::kValue;
-    constexpr int kOutputs = kPoints + 1 - kTaps;
-    const ConvReLUPoolParams& p = *a.params;
-    const WinogradWeightPlan<X, kTaps> plan(p);
-    const WinogradWeightScratch<X, kTaps> s(p, plan, base);
-    T* sums = static_cast<T*>(a.partial_weight) + slot * p.groups * plan.group_size();
-    T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K : nullptr;
+    const WinogradWeightPlan<X, kTaps> plan(*a.params);
+    const WinogradWeightScratch<X, kTaps> s(*a.params, plan, base);
     for (int64_t row = row_begin; row < row_end; row += plan.batch_rows) {
-      const int64_t rows = min_of(plan.batch_rows, row_end - row), tiles = rows * plan.tiles;
-      for (int64_t g = 0; g < p.groups; g++) {
+      const int64_t rows = min_of(plan.batch_rows, row_end - row);
+      for (int64_t g = 0; g < a.params->groups; g++) {
         for (int64_t i = 0; i < rows; i++) {
-          const int64_t n = (row + i) / plan.rows.tiles;
-          const int64_t p0 = plan.rows.first((row + i) % plan.rows.tiles);
-          s.image.transform_row(a.x, n, g, p0, s.v + i * plan.tiles * plan.C, plan.v_plane);
-          s.gradient.expand(a, n, g * plan.K, p0, kOutputs, 0, p.dilation_h);
-          if (bias) {
-            add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K, plan.K,
-                                 bias + g * plan.K);
-          }
-          for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
-            constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
-            const int64_t row_step = s.gradient.width * plan.K, col_step = p.dilation_w * plan.K;
-            for (int64_t t = 0; t < plan.tiles; t++) {
-              for (int64_t k = 0; k < kLanes; k += X::kLanes) {
-                const T* from = s.gradient.strip + plan.columns.first(t) * plan.K + k0 + k;
-                T* to = s.w + k0 * tiles + (i * plan.tiles + t) * kLanes + k;
-                const int64_t left = plan.K - k0 - k;
-                if (left >= X::kLanes) {
-                  transform_filter<X, kOutputs, true>(from, row_step, col_step, kOutputs, kOutputs,
-                                                      X::kLanes, to, plan.w_plane);
-                } else {
-                  transform_filter<X, kOutputs, false>(from, row_step, col_step, kOutputs, kOutputs,
-                                                       static_cast<int>(max_of(0, left)), to,
-                                                       plan.w_plane);
-                }
-              }
-            }
-          });
+          s.image.transform_row(a.x, (row + i) / plan.rows.tiles, g,
+                                plan.rows.first((row + i) % plan.rows.tiles),
+                                s.v + i * plan.tiles * plan.C, plan.v_plane);
         }
-        const Reduction reduction{1, 0, 1, 0, tiles, 0, 1, plan.C};
-        for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
-          constexpr int NV = decltype(vectors)::kValue;
-          multiply<X, NV>(reduction, s.v, plan.v_plane, s.w + k0 * tiles, plan.w_plane, plan.C,
-                          true, sums + g * plan.group_size() + k0 * kPlanes * plan.C,
-                          plan.C * NV * X::kLanes);
+        for_each_part(a, [&](const ConvBackwardArgs& part, int64_t) {
+          add_weight_part<X, kTaps>(part, plan, s, row, rows, g, slot);
         });
       }
     }

@@ -7,7 +7,7 @@
 // number of bands, counted through all images: its tiles are transformed into V
 // [36][tiles][channels]; then for one block of filters after the other, 36 small matrix products
 // with U [36][channels][lanes] give M [36][tiles][lanes], which is transformed, pooled and stored
-// while it is warm.
+// while it is warm. All parts of a call share V.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -26,6 +26,7 @@ struct WinogradForwardPlan {
   bool in_tile, unpooled;        // neither: windows are pooled from convolution rows
   TileAxis rows, columns;        // of an image
   int64_t tiles;                 // of a row of tiles
+  int64_t out_width;             // columns of results that there is room for
   int64_t band_rows, band_tiles,
       bands;  // pooled rows and rows of tiles of a band; bands of an image
   int64_t unit_bands, units;
@@ -48,6 +49,7 @@ struct WinogradForwardPlan {
     span_h = (p.pool_h - 1) * p.pool_dilation_h + 1;
     unpooled = p.pool == Pool::kNone;
     tiles = columns.tiles;
+    out_width = unpooled ? columns.span(kOutputs) : p.PW;
     band_rows = in_tile ? kOutputs / 2 : kOutputs;
     band_tiles = 1;
     if (!in_tile && !unpooled) choose_band(p);
@@ -97,7 +99,7 @@ struct WinogradForwardScratch {
   ImageTiles<X, kTaps> image;
   T *v, *m;
   T* conv;  // convolution rows of a band, [rows][Q][block]; row h in slot h % slots
-  T* out;   // rows of results, [rows][PW][block]
+  T* out;   // rows of results, [rows][out_width][block]
   TileRow* rows;
   int64_t slots;
 
@@ -108,7 +110,7 @@ struct WinogradForwardScratch {
     slots = plan.band_tiles * plan.kOutputs;
     const bool in_registers = plan.in_tile || plan.unpooled;
     conv = arena.take<T>(in_registers ? 0 : slots * p.Q * kFilterBlock<X>);
-    out = arena.take<T>((in_registers ? plan.band_rows : 1) * p.PW * kFilterBlock<X>);
+    out = arena.take<T>((in_registers ? plan.band_rows : 1) * plan.out_width * kFilterBlock<X>);
     rows = arena.take<TileRow>(plan.unit_bands * plan.band_tiles);
   }
 };
@@ -117,7 +119,8 @@ static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
   return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
     using X = decltype(x);
     const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
-    return a.params->groups * plan.group_size() * static_cast<int64_t>(sizeof(typename X::T));
+    return part_count(a) * a.params->groups * plan.group_size() *
+           static_cast<int64_t>(sizeof(typename X::T));
   });
 }
 
@@ -136,27 +139,32 @@ static int64_t winograd_forward_units(const ConvForwardArgs& a) {
   });
 }
 
-// Per group: U, then the bias, padded with zero filters.
+// Per part and group: U, then the bias, padded with zero filters.
 static void winograd_forward_pack(const ConvForwardArgs& a) {
   with_winograd(*a.params, [&](auto x, auto taps) {
     using X = decltype(x);
     const ConvReLUPoolParams& p = *a.params;
     const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
-    for (int64_t g = 0; g < p.groups; g++) {
-      auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
-      transform_filters<X, decltype(taps)::kValue>(view_at(a.weight, g * plan.K, 0, 0, 0), plan.K,
-                                                   p.C / p.groups, p.R, p.S, p.stride_h, out);
-      out += plan.weight_size();
-      fill_zero(out, plan.filters);
-      pack_bias<X>(a, g * plan.K, plan.K, out);
-    }
+    auto* out = static_cast<typename X::T*>(a.packed_weight);
+    for_each_part(a, [&](const ConvForwardArgs& part, int64_t) {
+      for (int64_t g = 0; g < p.groups; g++) {
+        transform_filters<X, decltype(taps)::kValue>(view_at(part.weight, g * plan.K, 0, 0, 0),
+                                                     plan.K, p.C / p.groups, p.R, p.S, p.stride_h,
+                                                     out);
+        out += plan.weight_size();
+        fill_zero(out, plan.filters);
+        pack_bias<X>(part, g * plan.K, plan.K, out);
+        out += plan.filters;
+      }
+    });
   });
 }
 
 // Transforms, pools in registers or not at all, and writes one row of tiles of one block of
-// filters.
+// filters of a part.
 template <class X, int NV, int kTaps>
 [[gnu::noinline]] static void finish_in_registers(const ConvForwardArgs& a,
+                                                  const ConvForwardArgs& part,
                                                   const WinogradForwardPlan<X, kTaps>& plan,
                                                   const WinogradForwardScratch<X, kTaps>& s,
                                                   const TileRow& at_row, const typename X::T* m,
@@ -166,11 +174,12 @@ template <class X, int NV, int kTaps>
   const int64_t lanes = NV * X::kLanes, rows = at_row.count;
   sink.lanes = lanes;
   RowSink<X> sinks[kOutputs];
-  for (int64_t i = 0; i < rows; i++) {
+  for (int64_t i = 0; i < kOutputs; i++) {
     const int64_t ph = at_row.ph0 + i * p.dilation_h;
+    const bool coded = a.codes && i < rows;
     sinks[i] = sink;
-    sinks[i].row = s.out + i * p.PW * lanes;
-    sinks[i].codes = a.codes ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
+    sinks[i].row = s.out + i * plan.out_width * lanes;
+    sinks[i].codes = coded ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
   }
   for (int64_t t = 0; t < plan.tiles; t++) {
     const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
@@ -185,19 +194,25 @@ template <class X, int NV, int kTaps>
             pool_window(p.pool, sinks[i], window, col0 / 2 + j, v);
           });
         }
-      } else {
-        for_each_output<kOutputs, kOutputs>(rows, cols, [&](int64_t i, int64_t j) {
-          auto value = o[i][j];
-          if (sink.activate_first) value = sink.activated(value, v);
-          sinks[i].put(col0 + j * p.dilation_w, v, value, X::zero());
-        });
+      } else {  // also those that do not exist: there is room, and no code is written
+#pragma GCC unroll 5
+        for (int i = 0; i < kOutputs; i++) {
+#pragma GCC unroll 5
+          for (int j = 0; j < kOutputs; j++) {
+            auto value = o[i][j];
+            if (sink.activate_first) value = sink.activated(value, v);
+            sinks[i].put(col0 + j * p.dilation_w, v, value, X::zero());
+          }
+        }
       }
     }
   }
   for (int64_t i = 0; i < rows; i++) {
-    const int64_t ph = at_row.ph0 + i * p.dilation_h;
-    write_matrix<X>(sinks[i].row, lanes, a.y.dtype, at(a.y, at_row.n, k, ph, 0), a.y.stride[3],
-                    a.y.stride[1], p.PW, sink.valid);
+    const int64_t ph = at_row.ph0 + i * p.dilation_h - part.first_row;
+    if (ph < 0 || ph >= part.params->PH) continue;
+    write_matrix<X>(sinks[i].row + part.first_col * lanes, lanes, part.y.dtype,
+                    at(part.y, at_row.n, k, ph, 0), part.y.stride[3], part.y.stride[1],
+                    part.params->PW, sink.valid);
   }
 }
 
@@ -281,32 +296,35 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
         s.image.transform_row(a.x, s.rows[i].n, g, s.rows[i].row,
                               s.v + i * plan.tiles * plan.channels, plan.v_plane);
       }
-      const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
-      for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
-        constexpr int NV = decltype(vectors)::kValue;
-        const int64_t lanes = NV * X::kLanes, k = g * plan.K + k0;
-        const RowSink<X> sink{nullptr,
-                              nullptr,
-                              p.K,
-                              0,
-                              min_of(kFilterBlock<X>, plan.K - k0),
-                              weight + plan.weight_size() + k0,
-                              p.activation,
-                              activates_first(p)};
-        for (int64_t i = 0; i < count; i += plan.batch_rows) {
-          const int64_t rows = min_of(plan.batch_rows, count - i);
-          multiply<X, NV>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
-                          weight + k0 * kPlanes * plan.channels, plan.channels * lanes,
-                          rows * plan.tiles, false, s.m, plan.m_plane);
-          for (int64_t j = 0; j < rows; j++) {
-            const auto* m = s.m + j * plan.tiles * lanes;
-            if (plan.in_tile || plan.unpooled) {
-              finish_in_registers<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
-            } else {
-              finish_in_rows<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
+      for_each_part(a, [&](const ConvForwardArgs& part, int64_t index) {
+        const auto* weight = static_cast<typename X::T*>(a.packed_weight) +
+                             (index * p.groups + g) * plan.group_size();
+        for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+          constexpr int NV = decltype(vectors)::kValue;
+          const int64_t lanes = NV * X::kLanes, k = g * plan.K + k0;
+          const RowSink<X> sink{nullptr,
+                                nullptr,
+                                p.K,
+                                0,
+                                min_of(kFilterBlock<X>, plan.K - k0),
+                                weight + plan.weight_size() + k0,
+                                p.activation,
+                                activates_first(p)};
+          for (int64_t i = 0; i < count; i += plan.batch_rows) {
+            const int64_t rows = min_of(plan.batch_rows, count - i);
+            multiply<X, NV>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
+                            weight + k0 * kPlanes * plan.channels, plan.channels * lanes,
+                            rows * plan.tiles, false, s.m, plan.m_plane);
+            for (int64_t j = 0; j < rows; j++) {
+              const auto* m = s.m + j * plan.tiles * lanes;
+              if (plan.in_tile || plan.unpooled) {
+                finish_in_registers<X, NV>(a, part, plan, s, s.rows[i + j], m, k, sink);
+              } else {
+                finish_in_rows<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
+              }
             }
           }
-        }
+        });
       });
     }
   });

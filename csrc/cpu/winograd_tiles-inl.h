@@ -36,6 +36,18 @@ struct TileAxis {
   int64_t span(int64_t samples) const { return first(tiles - 1) + (samples - 1) * step + 1; }
 };
 
+// Calls function(part) for the parts of a call, by default the call itself.
+template <class Args, class Function>
+static inline void for_each_part(const Args& a, Function function) {
+  if (!a.parts) return function(a, int64_t{0});
+  for (int64_t i = 0; i < a.part_count; i++) function(a.parts[i], i);
+}
+
+template <class Args>
+static inline int64_t part_count(const Args& a) {
+  return a.parts ? a.part_count : 1;
+}
+
 // Every step-th row (axis 2) or column (axis 3) of an image of `size` of them, among them `first`,
 // which may lie in the padding.
 struct Lattice {
