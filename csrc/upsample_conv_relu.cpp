@@ -160,13 +160,14 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
     parity[i].y = part_of(view(y), i);
     parity[i].threads = torch::stable::get_num_threads();
   }
-  // Winograd's kernel makes all parities in one call, of the same tiles of x.
-  const bool together = whole.winograd & kWinogradForward;
-  const auto& kernel = cpu::kernels().conv_relu_pool.forward[together ? 1 : 0];
+  // Winograd's kernel can make all parities in one call, of the same tiles of x.
+  const bool winograd = whole.winograd & kWinogradForward;
+  const bool together = winograd && call.shares_tiles();
+  const auto& kernel = cpu::kernels().conv_relu_pool.forward[winograd ? 1 : 0];
   cpu::ConvForwardArgs all = over_windows(call.windows, parity);
   const std::span<cpu::ConvForwardArgs> calls =
       together ? std::span(&all, 1) : std::span<cpu::ConvForwardArgs>(parity);
-  if (!together) divide_direct(parity[0], call.width());
+  if (!winograd) divide_direct(parity[0], call.width());
   for (cpu::ConvForwardArgs& args : parity) {  // the same units, which padding has a say in
     args.unit_rows = parity[0].unit_rows;
     args.unit_filters = parity[0].unit_filters;
@@ -201,7 +202,8 @@ class Backward {
         slots_(slots),
         image_(call.whole.K * call.whole.P * call.whole.Q),
         sums_weight_(need_weight),
-        sums_bias_(need_bias) {
+        sums_bias_(need_bias),
+        together_(need_weight && call.whole.winograd & kWinogradWeight && call.shares_tiles()) {
     const ConvReLUPoolParams& whole = call.whole;
     const int64_t filters = whole.K * whole.C;
     if (need_x) {
@@ -264,9 +266,9 @@ class Backward {
     weights().run(part, 0, weights().units(part), slot, scratch);
   }
 
-  // Adds all parities: by Winograd's algorithm in one call, of the same tiles of x.
+  // Adds all parities, in one call if they share tiles of x.
   void run_weights(void* gradient, int64_t n, int64_t images, int64_t slot, void* scratch) const {
-    if (!parity_[0].winograd) {
+    if (!together_) {
       for (int i = 0; i < kParities; i++) run_weight(i, gradient, n, images, slot, scratch);
       return;
     }
@@ -357,7 +359,7 @@ class Backward {
       if (sums_bias_) to_weight_[i].partial_bias = static_cast<char*>(bias_) + i * bias;
       scratch_ = std::max(scratch_, weights().scratch(to_weight_[i]));
     }
-    if (sums() && parity_[0].winograd) {
+    if (sums() && together_) {
       std::array<cpu::ConvBackwardArgs, kParities> parity = to_weight_;
       scratch_ = std::max(scratch_, weights().scratch(over_windows(windows_, parity)));
     }
@@ -369,7 +371,7 @@ class Backward {
   std::array<ConvReLUPoolParams, kParities> parity_;
   ConvReLUPoolParams windows_;
   int64_t slots_, image_, scratch_ = 0;
-  bool sums_weight_, sums_bias_;
+  bool sums_weight_, sums_bias_, together_;
   Tensor grad_x_, turned_, folded_;
   cpu::ConvForwardArgs to_x_{};
   std::array<cpu::ConvBackwardArgs, kParities> to_weight_{};

@@ -58,6 +58,15 @@ struct UpsampleConvReLUParams {
   // odd rows' the last, and so are those of columns.
   ConvReLUPoolParams windows;
 
+  // Whether Winograd's tiles of all windows, five a side, are better than each parity's own: not
+  // where there are so many more of them that sharing them does not pay.
+  bool shares_tiles() const {
+    const auto tiles = [](const ConvReLUPoolParams& p) {
+      return ((p.P + 4) / 5) * ((p.Q + 4) / 5);
+    };
+    return 4 * tiles(windows) <= 5 * tiles(parity[0]);
+  }
+
   UpsampleConvReLUParams() = default;
 
   // Of x [N, C, H, W] and weight [K, C, 3, 3].
