@@ -58,7 +58,7 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
     const cpu::WeightCache::Key key = {
         reinterpret_cast<int64_t>(args.weight.data),
         static_cast<int64_t>(args.x.dtype),
-        p.winograd & kWinogradForward ? p.stride_h : 0,
+        p.winograd & kWinogradForward ? 8 * p.stride_h + winograd_points(p, p.P, p.Q) : 0,
         args.bias != nullptr,
         p.groups,
         p.K,

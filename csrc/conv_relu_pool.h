@@ -93,6 +93,32 @@ static inline bool reads_no_padding(const ConvReLUPoolParams& p) {
          (p.Q - 1) * p.stride_w + (p.S - 1) * p.dilation_w < p.W;
 }
 
+// Taps of one dimension of the unit-stride filters that a strided one falls into.
+static inline int64_t winograd_taps(const ConvReLUPoolParams& p) {
+  return ((p.R > p.S ? p.R : p.S) + p.stride_h - 1) / p.stride_h;
+}
+
+// Products of a channel and a filter by Winograd's algorithm with so many points a dimension, over
+// a map of rows x cols outputs. Tiles hold `held` outputs, dilation apart: as many tiles as the
+// dilation fill a block.
+static inline int64_t winograd_products(const ConvReLUPoolParams& p, int64_t points, int64_t rows,
+                                        int64_t cols) {
+  const int64_t taps = winograd_taps(p), held = points + 1 - (taps < 2 ? 2 : taps);
+  const int64_t down = p.dilation_h, right = p.dilation_w;
+  const int64_t more_rows = rows % (held * down), more_cols = cols % (held * right);
+  const int64_t tile_rows = rows / (held * down) * down + (more_rows < down ? more_rows : down);
+  const int64_t tile_cols = cols / (held * right) * right + (more_cols < right ? more_cols : right);
+  return points * points * tile_rows * tile_cols;
+}
+
+// Points a dimension of Winograd's algorithm: six, or for two taps five where these have 5% less
+// products.
+static inline int64_t winograd_points(const ConvReLUPoolParams& p, int64_t rows, int64_t cols) {
+  const bool five = winograd_taps(p) <= 2 && 21 * winograd_products(p, 5, rows, cols) <=
+                                                 20 * winograd_products(p, 6, rows, cols);
+  return five ? 5 : 6;
+}
+
 // Windows of 2 x 2 that do not overlap and lie inside the map.
 static inline bool whole_2x2_windows(const ConvReLUPoolParams& p) {
   return p.pool != Pool::kNone && p.pool_h == 2 && p.pool_w == 2 && p.pool_stride_h == 2 &&

@@ -161,13 +161,14 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
     parity[i].threads = torch::stable::get_num_threads();
   }
   // Winograd's kernel can make all parities in one call, of the same tiles of x.
-  const bool winograd = whole.winograd & kWinogradForward;
-  const bool together = winograd && call.shares_tiles();
-  const auto& kernel = cpu::kernels().conv_relu_pool.forward[winograd ? 1 : 0];
-  cpu::ConvForwardArgs all = over_windows(call.windows, parity);
+  const bool tiled = whole.winograd & kWinogradForward;
+  const bool together = tiled && call.shares_tiles();
+  const auto& kernel = cpu::kernels().conv_relu_pool.forward[tiled ? 1 : 0];
+  cpu::ConvForwardArgs all{};
+  if (together) all = over_windows(call.windows, parity);
   const std::span<cpu::ConvForwardArgs> calls =
       together ? std::span(&all, 1) : std::span<cpu::ConvForwardArgs>(parity);
-  if (!winograd) divide_direct(parity[0], call.width());
+  if (!tiled) divide_direct(parity[0], call.width());
   for (cpu::ConvForwardArgs& args : parity) {  // the same units, which padding has a say in
     args.unit_rows = parity[0].unit_rows;
     args.unit_filters = parity[0].unit_filters;
@@ -193,8 +194,9 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
 // [images, P, Q, K] of the compute type.
 class Backward {
  public:
+  // together: the weight gradients of all parities, of the same tiles of x, in one call
   Backward(const Call& call, const Tensor& x, const Tensor& weight, int64_t slots, int64_t chunk,
-           bool need_x, bool need_weight, bool need_bias)
+           bool together, bool need_x, bool need_weight, bool need_bias)
       : call_(call),
         adjoint_(call.adjoint(chunk)),
         parity_(call.parity),
@@ -203,7 +205,7 @@ class Backward {
         image_(call.whole.K * call.whole.P * call.whole.Q),
         sums_weight_(need_weight),
         sums_bias_(need_bias),
-        together_(need_weight && call.whole.winograd & kWinogradWeight && call.shares_tiles()) {
+        together_(together) {
     const ConvReLUPoolParams& whole = call.whole;
     const int64_t filters = whole.K * whole.C;
     if (need_x) {
@@ -224,7 +226,7 @@ class Backward {
         parity_[i].N = chunk;
         parity_[i].activation = Activation::kNone;
         parity_[i].winograd = need_weight ? whole.winograd & kWinogradWeight : 0;
-        to_weight_[i].params = &parity_[i];
+        to_weight_[i].params = together ? &windows_ : &parity_[i];
         to_weight_[i].grad_y = expanded(nullptr);
         to_weight_[i].x = view(x);
         to_weight_[i].grad_weight =
@@ -266,14 +268,17 @@ class Backward {
     weights().run(part, 0, weights().units(part), slot, scratch);
   }
 
-  // Adds all parities, in one call if they share tiles of x.
+  // Adds all parities.
   void run_weights(void* gradient, int64_t n, int64_t images, int64_t slot, void* scratch) const {
     if (!together_) {
       for (int i = 0; i < kParities; i++) run_weight(i, gradient, n, images, slot, scratch);
       return;
     }
     std::array<cpu::ConvBackwardArgs, kParities> parity = to_weight_;
-    for (int i = 0; i < kParities; i++) parity[i] = of_images(to_weight_[i], i, gradient, n);
+    for (int i = 0; i < kParities; i++) {
+      parity[i] = of_images(to_weight_[i], i, gradient, n);
+      parity[i].params = &parity_[i];
+    }
     ConvReLUPoolParams p = windows_;
     p.N = images;
     const cpu::ConvBackwardArgs all = over_windows(p, parity);
@@ -359,10 +364,6 @@ class Backward {
       if (sums_bias_) to_weight_[i].partial_bias = static_cast<char*>(bias_) + i * bias;
       scratch_ = std::max(scratch_, weights().scratch(to_weight_[i]));
     }
-    if (sums() && together_) {
-      std::array<cpu::ConvBackwardArgs, kParities> parity = to_weight_;
-      scratch_ = std::max(scratch_, weights().scratch(over_windows(windows_, parity)));
-    }
     scratch_ = whole_lines(scratch_);
   }
 
@@ -396,7 +397,9 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
     // A thread expands a few images, which stay in its cache while all gradients are computed.
     const int64_t slots = std::min(threads, N), most = (N + slots - 1) / slots;
     const int64_t chunk = std::clamp<int64_t>(kChunkBytes / image_bytes, 1, most);
-    Backward backward(call, x, weight, slots, chunk, need_x, need_weight, need_bias);
+    const bool together =
+        need_weight && call.whole.winograd & kWinogradWeight && call.shares_tiles();
+    Backward backward(call, x, weight, slots, chunk, together, need_x, need_weight, need_bias);
     torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
       char* scratch = static_cast<char*>(
           thread_buffer.reserve(backward.scratch() + (chunk + reads.y) * image_bytes));
@@ -416,7 +419,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
     return backward.finish(x, weight);
   }
   // Fewer images than threads: these share the parities and the rows of grad_x.
-  Backward backward(call, x, weight, 1, N, need_x, need_weight, need_bias);
+  Backward backward(call, x, weight, 1, N, false, need_x, need_weight, need_bias);
   Tensor gradients = new_tensor({2 * N, call.whole.K, call.whole.P, call.whole.Q}, call.compute);
   char* gradient = static_cast<char*>(gradients.data_ptr());
   torch::stable::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {

@@ -58,13 +58,13 @@ struct UpsampleConvReLUParams {
   // odd rows' the last, and so are those of columns.
   ConvReLUPoolParams windows;
 
-  // Whether Winograd's tiles of all windows, five a side, are better than each parity's own: not
-  // where there are so many more of them that sharing them does not pay.
+  // Whether Winograd's tiles of all windows, which all parities share, are better than each
+  // parity's own: not where there are so many more of them that it does not pay.
   bool shares_tiles() const {
-    const auto tiles = [](const ConvReLUPoolParams& p) {
-      return ((p.P + 4) / 5) * ((p.Q + 4) / 5);
+    const auto products = [](const ConvReLUPoolParams& p) {
+      return winograd_products(p, winograd_points(p, p.P, p.Q), p.P, p.Q);
     };
-    return 4 * tiles(windows) <= 5 * tiles(parity[0]);
+    return 20 * products(windows) <= 23 * products(parity[0]);
   }
 
   UpsampleConvReLUParams() = default;

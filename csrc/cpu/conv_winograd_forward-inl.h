@@ -5,9 +5,9 @@
 // row of tiles each. 2 x 2 windows that tiles hold whole are pooled in registers, as is no pool at
 // all; other windows are pooled from a band's convolution rows. A unit of work is a group and a
 // number of bands, counted through all images: its tiles are transformed into V
-// [36][tiles][channels]; then for one block of filters after the other, 36 small matrix products
-// with U [36][channels][lanes] give M [36][tiles][lanes], which is transformed, pooled and stored
-// while it is warm. All parts of a call share V.
+// [points^2][tiles][channels]; then for one block of filters after the other, as many small matrix
+// products with U [points^2][channels][lanes] give M [points^2][tiles][lanes], which is transformed,
+// pooled and stored while it is warm. All parts of a call share V.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -15,10 +15,10 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-template <class X, int kTaps>
+template <class X, class F>
 struct WinogradForwardPlan {
   using T = typename X::T;
-  static constexpr int kOutputs = kPoints + 1 - kTaps;
+  static constexpr int kOutputs = F::kOutputs;
   static constexpr int64_t kRowBytes = 256 << 10;  // of a band's convolution rows
 
   int64_t K, channels, filters;  // per group; filters is K rounded up to whole vectors
@@ -31,7 +31,7 @@ struct WinogradForwardPlan {
       bands;  // pooled rows and rows of tiles of a band; bands of an image
   int64_t unit_bands, units;
   int64_t batch_rows;        // rows of tiles of one product
-  int64_t v_plane, m_plane;  // elements from one of the 36 points to the next
+  int64_t v_plane, m_plane;  // elements from one point to the next
 
   // Tiles that pool in registers need not reach beyond the last window.
   static bool pools_in_tile(const ConvReLUPoolParams& p) {
@@ -54,14 +54,14 @@ struct WinogradForwardPlan {
     band_tiles = 1;
     if (!in_tile && !unpooled) choose_band(p);
     bands = unpooled ? rows.tiles : ceil_div(p.PH, band_rows);
-    unit_bands = rows_of_unit<X>(p.N * bands, tiles * band_tiles, channels, p.groups, a.threads);
+    unit_bands = rows_of_unit<X, F>(p.N * bands, tiles * band_tiles, channels, p.groups, a.threads);
     units = p.groups * ceil_div(p.N * bands, unit_bands);
     batch_rows = min_of(max_of(1, kBatchTiles / tiles), unit_bands * band_tiles);
     v_plane = plane_size(unit_bands * band_tiles * tiles * channels);
     m_plane = plane_size(batch_rows * tiles * kFilterBlock<X>);
   }
 
-  int64_t weight_size() const { return kPlanes * channels * filters; }
+  int64_t weight_size() const { return F::kPlanes * channels * filters; }
   int64_t group_size() const { return weight_size() + filters; }
 
   // As many pooled rows as waste the least of their rows of tiles, which come in whole blocks.
@@ -90,13 +90,13 @@ struct TileRow {
   bool last;  // of its band
 };
 
-template <class X, int kTaps>
+template <class X, class F>
 struct WinogradForwardScratch {
   using T = typename X::T;
-  using Plan = WinogradForwardPlan<X, kTaps>;
+  using Plan = WinogradForwardPlan<X, F>;
 
   Arena arena;
-  ImageTiles<X, kTaps> image;
+  ImageTiles<X, F> image;
   T *v, *m;
   T* conv;  // convolution rows of a band, [rows][Q][block]; row h in slot h % slots
   T* out;   // rows of results, [rows][out_width][block]
@@ -105,8 +105,8 @@ struct WinogradForwardScratch {
 
   WinogradForwardScratch(const ConvReLUPoolParams& p, const Plan& plan, void* base)
       : arena{static_cast<char*>(base)}, image(arena, p, plan.columns) {
-    v = arena.take<T>(kPlanes * plan.v_plane);
-    m = arena.take<T>(kPlanes * plan.m_plane);
+    v = arena.take<T>(F::kPlanes * plan.v_plane);
+    m = arena.take<T>(F::kPlanes * plan.m_plane);
     slots = plan.band_tiles * plan.kOutputs;
     const bool in_registers = plan.in_tile || plan.unpooled;
     conv = arena.take<T>(in_registers ? 0 : slots * p.Q * kFilterBlock<X>);
@@ -116,41 +116,40 @@ struct WinogradForwardScratch {
 };
 
 static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
-  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
+  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
     using X = decltype(x);
-    const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
+    const WinogradForwardPlan<X, decltype(filtering)> plan(a);
     return part_count(a) * a.params->groups * plan.group_size() *
            static_cast<int64_t>(sizeof(typename X::T));
   });
 }
 
 static int64_t winograd_forward_scratch(const ConvForwardArgs& a) {
-  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
-    constexpr int kTaps = decltype(taps)::kValue;
+  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
+    using F = decltype(filtering);
     using X = decltype(x);
-    const WinogradForwardPlan<X, kTaps> plan(a);
-    return WinogradForwardScratch<X, kTaps>(*a.params, plan, nullptr).arena.used;
+    const WinogradForwardPlan<X, F> plan(a);
+    return WinogradForwardScratch<X, F>(*a.params, plan, nullptr).arena.used;
   });
 }
 
 static int64_t winograd_forward_units(const ConvForwardArgs& a) {
-  return with_winograd(*a.params, [&](auto x, auto taps) -> int64_t {
-    return WinogradForwardPlan<decltype(x), decltype(taps)::kValue>(a).units;
+  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
+    return WinogradForwardPlan<decltype(x), decltype(filtering)>(a).units;
   });
 }
 
 // Per part and group: U, then the bias, padded with zero filters.
 static void winograd_forward_pack(const ConvForwardArgs& a) {
-  with_winograd(*a.params, [&](auto x, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
     const ConvReLUPoolParams& p = *a.params;
-    const WinogradForwardPlan<X, decltype(taps)::kValue> plan(a);
+    const WinogradForwardPlan<X, decltype(filtering)> plan(a);
     auto* out = static_cast<typename X::T*>(a.packed_weight);
     for_each_part(a, [&](const ConvForwardArgs& part, int64_t) {
       for (int64_t g = 0; g < p.groups; g++) {
-        transform_filters<X, decltype(taps)::kValue>(view_at(part.weight, g * plan.K, 0, 0, 0),
-                                                     plan.K, p.C / p.groups, p.R, p.S, p.stride_h,
-                                                     out);
+        transform_filters<X, decltype(filtering)>(view_at(part.weight, g * plan.K, 0, 0, 0), plan.K,
+                                                  p.C / p.groups, p.R, p.S, p.stride_h, out);
         out += plan.weight_size();
         fill_zero(out, plan.filters);
         pack_bias<X>(part, g * plan.K, plan.K, out);
@@ -162,14 +161,14 @@ static void winograd_forward_pack(const ConvForwardArgs& a) {
 
 // Transforms, pools in registers or not at all, and writes one row of tiles of one block of
 // filters of a part.
-template <class X, int NV, int kTaps>
+template <class X, int NV, class F>
 [[gnu::noinline]] static void finish_in_registers(const ConvForwardArgs& a,
                                                   const ConvForwardArgs& part,
-                                                  const WinogradForwardPlan<X, kTaps>& plan,
-                                                  const WinogradForwardScratch<X, kTaps>& s,
+                                                  const WinogradForwardPlan<X, F>& plan,
+                                                  const WinogradForwardScratch<X, F>& s,
                                                   const TileRow& at_row, const typename X::T* m,
                                                   int64_t k, RowSink<X> sink) {
-  constexpr int kOutputs = kPoints + 1 - kTaps;
+  constexpr int kOutputs = F::kOutputs;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, rows = at_row.count;
   sink.lanes = lanes;
@@ -185,7 +184,7 @@ template <class X, int NV, int kTaps>
     const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
-      transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
+      transform_output<X, F::kPoints>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
       if (plan.in_tile) {
         if constexpr (kOutputs % 2 == 0) {
           for_each_output<kOutputs / 2, kOutputs / 2>(rows, cols / 2, [&](int64_t i, int64_t j) {
@@ -218,13 +217,13 @@ template <class X, int NV, int kTaps>
 
 // Transforms one row of tiles into convolution rows; after a band's last one, pools and writes
 // them.
-template <class X, int NV, int kTaps>
+template <class X, int NV, class F>
 [[gnu::noinline]] static void finish_in_rows(const ConvForwardArgs& a,
-                                             const WinogradForwardPlan<X, kTaps>& plan,
-                                             const WinogradForwardScratch<X, kTaps>& s,
+                                             const WinogradForwardPlan<X, F>& plan,
+                                             const WinogradForwardScratch<X, F>& s,
                                              const TileRow& at_row, const typename X::T* m,
                                              int64_t k, RowSink<X> sink) {
-  constexpr int kOutputs = kPoints + 1 - kTaps;
+  constexpr int kOutputs = F::kOutputs;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes;
   const int64_t rows = plan.rows.count(at_row.row);
@@ -238,7 +237,7 @@ template <class X, int NV, int kTaps>
     const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
-      transform_output<X>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
+      transform_output<X, F::kPoints>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
       for_each_output<kOutputs, kOutputs>(rows, cols, [&](int64_t i, int64_t j) {
         auto value = o[i][j];
         if (sink.activate_first) value = sink.activated(value, v);
@@ -257,8 +256,8 @@ template <class X, int NV, int kTaps>
 }
 
 // The rows of tiles of bands [first, first + count).
-template <class X, int kTaps>
-static int64_t list_rows(const ConvReLUPoolParams& p, const WinogradForwardPlan<X, kTaps>& plan,
+template <class X, class F>
+static int64_t list_rows(const ConvReLUPoolParams& p, const WinogradForwardPlan<X, F>& plan,
                          int64_t first, int64_t count, TileRow* rows) {
   TileRow* to = rows;
   for (int64_t band = first; band < first + count; band++) {
@@ -281,12 +280,12 @@ static int64_t list_rows(const ConvReLUPoolParams& p, const WinogradForwardPlan<
 
 static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end,
                              void* base) {
-  with_winograd(*a.params, [&](auto x, auto taps) {
+  with_winograd(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
-    constexpr int kTaps = decltype(taps)::kValue;
+    using F = decltype(filtering);
     const ConvReLUPoolParams& p = *a.params;
-    const WinogradForwardPlan<X, kTaps> plan(a);
-    const WinogradForwardScratch<X, kTaps> s(p, plan, base);
+    const WinogradForwardPlan<X, F> plan(a);
+    const WinogradForwardScratch<X, F> s(p, plan, base);
     const Reduction reduction{1, 0, 1, 0, plan.channels, 0, plan.channels};
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
       const int64_t g = unit % p.groups, first = unit / p.groups * plan.unit_bands;
@@ -312,9 +311,9 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
                                 activates_first(p)};
           for (int64_t i = 0; i < count; i += plan.batch_rows) {
             const int64_t rows = min_of(plan.batch_rows, count - i);
-            multiply<X, NV>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
-                            weight + k0 * kPlanes * plan.channels, plan.channels * lanes,
-                            rows * plan.tiles, false, s.m, plan.m_plane);
+            multiply<X, NV, F>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
+                               weight + k0 * F::kPlanes * plan.channels, plan.channels * lanes,
+                               rows * plan.tiles, false, s.m, plan.m_plane);
             for (int64_t j = 0; j < rows; j++) {
               const auto* m = s.m + j * plan.tiles * lanes;
               if (plan.in_tile || plan.unpooled) {

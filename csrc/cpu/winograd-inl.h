@@ -5,7 +5,9 @@
 //   over channels
 //
 // before A. The points are 0, 1, -1, 2, -2 and infinity, for which B does not depend on m and r.
-// The weight gradient of F(m, r) is F(r, m), whose filter is the tile of output gradients.
+// F(4x4, 2x2) has the five points 0, 1, -1, 2 and infinity: 25 products, for maps that its tiles
+// cover better. The weight gradient of F(m, r) is F(r, m), whose filter is the tile of output
+// gradients.
 //
 // Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016
 // (arXiv:1509.09308), sections 4.1 to 4.3.
@@ -15,69 +17,87 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-inline constexpr int kPoints = 6;  // of one dimension
-inline constexpr int kPlanes = kPoints * kPoints;
+// Of one dimension.
+template <int points, int taps>
+struct Filtering {
+  static constexpr int kPoints = points, kTaps = taps, kOutputs = points + 1 - taps;
+  static constexpr int kPlanes = points * points;
+};
+
 inline constexpr int64_t kBatchTiles =
     48;  // of one product, at most, to share a reading of filters
 
-// Calls function(Count<taps>) for the taps that there is a transform for.
+// Calls function(compute type, Filtering) for the tiles of a map of rows x cols outputs.
 template <class Function>
-static inline auto with_taps(int64_t taps, Function function) {
-  if (taps <= 2) return function(Count<2>{});
-  if (taps == 3) return function(Count<3>{});
-  if (taps == 4) return function(Count<4>{});
-  return function(Count<5>{});
+static inline auto with_filtering(const ConvReLUPoolParams& p, int64_t rows, int64_t cols,
+                                  Function function) {
+  const int64_t taps = winograd_taps(p);
+  if (winograd_points(p, rows, cols) == 5) return function(F32{}, Filtering<5, 2>{});
+  if (taps <= 2) return function(F32{}, Filtering<6, 2>{});
+  if (taps == 3) return function(F32{}, Filtering<6, 3>{});
+  if (taps == 4) return function(F32{}, Filtering<6, 4>{});
+  return function(F32{}, Filtering<6, 5>{});
 }
 
-// Taps of one dimension of the unit-stride filters that a strided one falls into.
-static inline int64_t winograd_taps(const ConvReLUPoolParams& p) {
-  return ceil_div(max_of(p.R, p.S), p.stride_h);
-}
-
-// Calls function(compute type, Count<taps>) for what Winograd's kernels are made for.
+// Of the convolution's output, and of its input.
 template <class Function>
 static inline auto with_winograd(const ConvReLUPoolParams& p, Function function) {
-  return with_taps(winograd_taps(p), [&](auto taps) { return function(F32{}, taps); });
+  return with_filtering(p, p.P, p.Q, function);
+}
+
+template <class Function>
+static inline auto with_winograd_input(const ConvReLUPoolParams& p, Function function) {
+  return with_filtering(p, p.H, p.W, function);
 }
 
 // Tiles of so many channels that are transformed at a time: as many as fit the cache, within
 // bounds.
-template <class X>
+template <class X, class F>
 static int64_t tiles_at_a_time(int64_t channels, int64_t least, int64_t most) {
   constexpr int64_t kInputBytes = 1 << 20;
-  const int64_t tile_bytes = kPlanes * channels * static_cast<int64_t>(sizeof(typename X::T));
+  const int64_t tile_bytes = F::kPlanes * channels * static_cast<int64_t>(sizeof(typename X::T));
   return min_of(max_of(kInputBytes / tile_bytes, least), most);
 }
 
 // Of `rows` rows of tiles of a group, those of one unit: many tiles share one reading of the
 // transformed filters, if they leave the threads enough units and fit the cache.
-template <class X>
+template <class X, class F>
 static int64_t rows_of_unit(int64_t rows, int64_t tiles, int64_t channels, int64_t groups,
                             int64_t threads) {
-  int64_t unit = max_of(1, tiles_at_a_time<X>(channels, kBatchTiles / 4, kBatchTiles) / tiles);
+  int64_t unit = max_of(1, tiles_at_a_time<X, F>(channels, kBatchTiles / 4, kBatchTiles) / tiles);
   while (unit > 1 && threads > 1 && groups * ceil_div(rows, unit) < kUnitsPerThread * threads) {
     unit = (unit + 1) / 2;
   }
   return min_of(unit, rows);
 }
 
-// An odd number of cache lines, or the 36 points of a tile would share one cache set.
+// An odd number of cache lines, or the points of a tile would share one cache set.
 static inline int64_t plane_size(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
 
-// B' d: 6 samples to 6 points.
-template <class X>
+// B' d: samples to as many points.
+template <class X, int kPoints>
 [[gnu::always_inline]] static inline void winograd_input(const typename X::V (&d)[kPoints],
                                                          typename X::V (&o)[kPoints]) {
   using V = typename X::V;
-  const V two = X::set1(2), minus4 = X::set1(-4), four = X::set1(4), minus5 = X::set1(-5);
-  o[0] = X::fma(four, d[0], X::fma(minus5, d[2], d[4]));
-  const V a = X::fma(minus4, d[2], d[4]), b = X::fma(minus4, d[1], d[3]);
-  o[1] = X::add(a, b);
-  o[2] = X::sub(a, b);
-  const V e = X::sub(d[4], d[2]), f = X::mul(two, X::sub(d[3], d[1]));
-  o[3] = X::add(e, f);
-  o[4] = X::sub(e, f);
-  o[5] = X::fma(four, d[1], X::fma(minus5, d[3], d[5]));
+  const V two = X::set1(2), minus2 = X::set1(-2);
+  if constexpr (kPoints == 5) {
+    o[3] = X::sub(d[3], d[1]);
+    o[0] = X::fma(two, X::sub(d[0], d[2]), o[3]);
+    const V a = X::sub(d[3], d[2]);
+    o[1] = X::fma(minus2, d[1], a);
+    o[2] = X::fma(two, X::sub(d[1], d[2]), a);
+    o[4] = X::fma(minus2, o[3], X::sub(d[4], d[2]));
+  } else {
+    const V minus4 = X::set1(-4), four = X::set1(4), minus5 = X::set1(-5);
+    o[0] = X::fma(four, d[0], X::fma(minus5, d[2], d[4]));
+    const V a = X::fma(minus4, d[2], d[4]), b = X::fma(minus4, d[1], d[3]);
+    o[1] = X::add(a, b);
+    o[2] = X::sub(a, b);
+    const V e = X::sub(d[4], d[2]), f = X::mul(two, X::sub(d[3], d[1]));
+    o[3] = X::add(e, f);
+    o[4] = X::sub(e, f);
+    o[5] = X::fma(four, d[1], X::fma(minus5, d[3], d[5]));
+  }
 }
 
 // sum over the taps of one parity of point^k g[k], where scale = point^2.
@@ -92,41 +112,57 @@ template <class X, int kTaps>
   return sum;
 }
 
-// G g: kTaps taps to 6 points.
+// sum over the taps of 2^k g[k].
 template <class X, int kTaps>
+[[gnu::always_inline]] static inline typename X::V winograd_doubling(
+    const typename X::V (&g)[kTaps]) {
+  typename X::V sum = g[kTaps - 1];
+  for (int k = kTaps - 2; k >= 0; k--) sum = X::fma(X::set1(2), sum, g[k]);
+  return sum;
+}
+
+// G g: taps to points.
+template <class X, int kPoints, int kTaps>
 [[gnu::always_inline]] static inline void winograd_filter(const typename X::V (&g)[kTaps],
                                                           typename X::V (&o)[kPoints]) {
   using V = typename X::V;
-  o[0] = X::mul(X::set1(0.25), g[0]);
-  const V even1 = X::mul(X::set1(-1.0 / 6), winograd_power<X>(g, 0, 1)),
-          odd1 = X::mul(X::set1(-1.0 / 6), winograd_power<X>(g, 1, 1));
-  o[1] = X::add(even1, odd1);
-  o[2] = X::sub(even1, odd1);
-  const V even2 = X::mul(X::set1(1.0 / 24), winograd_power<X>(g, 0, 4)),
-          odd2 = X::mul(X::set1(1.0 / 12), winograd_power<X>(g, 1, 4));
-  o[3] = X::add(even2, odd2);
-  o[4] = X::sub(even2, odd2);
-  o[5] = g[kTaps - 1];
+  const V even = winograd_power<X>(g, 0, 1), odd = winograd_power<X>(g, 1, 1);
+  if constexpr (kPoints == 5) {
+    o[0] = X::mul(X::set1(0.5), g[0]);
+    o[1] = X::mul(X::set1(-0.5), X::add(even, odd));
+    o[2] = X::mul(X::set1(-1.0 / 6), X::sub(even, odd));
+    o[3] = X::mul(X::set1(1.0 / 6), winograd_doubling<X>(g));
+  } else {
+    o[0] = X::mul(X::set1(0.25), g[0]);
+    const V even1 = X::mul(X::set1(-1.0 / 6), even), odd1 = X::mul(X::set1(-1.0 / 6), odd);
+    o[1] = X::add(even1, odd1);
+    o[2] = X::sub(even1, odd1);
+    const V even2 = X::mul(X::set1(1.0 / 24), winograd_power<X>(g, 0, 4)),
+            odd2 = X::mul(X::set1(1.0 / 12), winograd_power<X>(g, 1, 4));
+    o[3] = X::add(even2, odd2);
+    o[4] = X::sub(even2, odd2);
+  }
+  o[kPoints - 1] = g[kTaps - 1];
 }
 
-// A' m: 6 points to kOutputs outputs.
-template <class X, int kOutputs>
+// A' m: points to outputs.
+template <class X, int kPoints, int kOutputs>
 [[gnu::always_inline]] static inline void winograd_output(const typename X::V (&m)[kPoints],
                                                           typename X::V (&o)[kOutputs]) {
   using V = typename X::V;
-  const V a = X::add(m[1], m[2]), b = X::sub(m[1], m[2]), c = X::add(m[3], m[4]),
-          d = X::sub(m[3], m[4]);
+  const V a = X::add(m[1], m[2]), b = X::sub(m[1], m[2]);
+  const V c = kPoints == 5 ? m[3] : X::add(m[3], m[4]),
+          d = kPoints == 5 ? m[3] : X::sub(m[3], m[4]);
   o[0] = X::add(X::add(m[0], a), c);
 #pragma GCC unroll 4
   for (int i = 1; i < kOutputs; i++) {
     o[i] = X::fma(X::set1(static_cast<typename X::T>(1 << i)), i % 2 ? d : c, i % 2 ? b : a);
   }
-  o[kOutputs - 1] = X::add(o[kOutputs - 1], m[5]);
+  o[kOutputs - 1] = X::add(o[kOutputs - 1], m[kPoints - 1]);
 }
 
-// One tile's 6 x 6 inputs of one vector of channels, n of them if not kWhole, into the 36 planes of
-// v.
-template <class X, bool kWhole, class IO>
+// One tile's inputs of one vector of channels, n of them if not kWhole, into the planes of v.
+template <class X, int kPoints, bool kWhole, class IO>
 [[gnu::always_inline]] static inline void transform_channels(const IO* in, int64_t row_step,
                                                              int64_t col_step, int n,
                                                              typename X::T* v, int64_t plane) {
@@ -142,8 +178,9 @@ template <class X, bool kWhole, class IO>
     winograd_input<X>(column, half[w]);
   }
   for (int h = 0; h < kPoints; h++) {
-    const V row[kPoints] = {half[0][h], half[1][h], half[2][h], half[3][h], half[4][h], half[5][h]};
-    V points[kPoints];
+    V row[kPoints], points[kPoints];
+#pragma GCC unroll 6
+    for (int w = 0; w < kPoints; w++) row[w] = half[w][h];
     winograd_input<X>(row, points);
 #pragma GCC unroll 6
     for (int w = 0; w < kPoints; w++) {
@@ -157,22 +194,22 @@ template <class X, bool kWhole, class IO>
   }
 }
 
-template <class X, class IO>
+template <class X, int kPoints, class IO>
 static void transform_input(const IO* in, int64_t row_step, int64_t col_step, int64_t channels,
                             typename X::T* v, int64_t plane) {
   int64_t c = 0;
   for (; c + X::kLanes <= channels; c += X::kLanes) {
-    transform_channels<X, true>(in + c, row_step, col_step, X::kLanes, v + c, plane);
+    transform_channels<X, kPoints, true>(in + c, row_step, col_step, X::kLanes, v + c, plane);
   }
   if (c < channels) {
-    transform_channels<X, false>(in + c, row_step, col_step, static_cast<int>(channels - c), v + c,
-                                 plane);
+    transform_channels<X, kPoints, false>(in + c, row_step, col_step,
+                                          static_cast<int>(channels - c), v + c, plane);
   }
 }
 
 // kTaps x kTaps taps of one vector of filters, of which the first rows x cols are there (and n
-// lanes, if not kWhole), into the 36 planes of u.
-template <class X, int kTaps, bool kWhole>
+// lanes, if not kWhole), into the planes of u.
+template <class X, int kPoints, int kTaps, bool kWhole>
 static void transform_filter(const typename X::T* taps, int64_t row_step, int64_t col_step,
                              int rows, int cols, int n, typename X::T* u, int64_t plane) {
   using V = typename X::V;
@@ -198,8 +235,8 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
   }
 }
 
-// The kOutputs x kOutputs sums of one tile and vector of filters, from the 36 planes of m.
-template <class X, int kOutputs>
+// The kOutputs x kOutputs sums of one tile and vector of filters, from the planes of m.
+template <class X, int kPoints, int kOutputs>
 [[gnu::always_inline]] static inline void transform_output(const typename X::T* m, int64_t plane,
                                                            typename X::V (&o)[kOutputs][kOutputs]) {
   using V = typename X::V;
@@ -212,9 +249,9 @@ template <class X, int kOutputs>
   }
 #pragma GCC unroll 5
   for (int w = 0; w < kOutputs; w++) {
-    const V column[kPoints] = {half[0][w], half[1][w], half[2][w],
-                               half[3][w], half[4][w], half[5][w]};
-    V out[kOutputs];
+    V column[kPoints], out[kOutputs];
+#pragma GCC unroll 6
+    for (int h = 0; h < kPoints; h++) column[h] = half[h][w];
     winograd_output<X>(column, out);
 #pragma GCC unroll 5
     for (int h = 0; h < kOutputs; h++) o[h][w] = out[h];
@@ -238,14 +275,15 @@ template <int kRows, int kCols, class Put>
   }
 }
 
-// U [filter block][36][channels][lanes of the block] of `filters` filters by `channels` channels,
-// from a view [filter][channel][R][S]; the last block is padded with zero filters. A strided
-// filter falls into stride x stride filters of unit stride, whose channels follow one another.
-template <class X, int kTaps>
+// U [filter block][points^2][channels][lanes of the block] of `filters` filters by `channels`
+// channels, from a view [filter][channel][R][S]; the last block is padded with zero filters. A
+// strided filter falls into stride x stride filters of unit stride, whose channels follow one
+// another.
+template <class X, class F>
 static void transform_filters(const View4& weight, int64_t filters, int64_t channels, int64_t R,
                               int64_t S, int64_t stride, typename X::T* out) {
   constexpr int64_t kChannels = 16;  // at a time, in the cache of a core
-  typename X::T taps[kTaps * kTaps * kChannels * kFilterBlock<X>];
+  typename X::T taps[F::kTaps * F::kTaps * kChannels * kFilterBlock<X>];
   const int64_t depth = channels * stride * stride;
   for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
     const int64_t valid = min_of(kFilterBlock<X>, filters - k0), lanes = round_up(valid, X::kLanes);
@@ -259,18 +297,18 @@ static void transform_filters(const View4& weight, int64_t filters, int64_t chan
         view.stride[3] *= stride;
         pack_filters<X>(rows, cols, view, count, valid, lanes, taps);
         for (int64_t i = 0; i < count * lanes; i += X::kLanes) {
-          transform_filter<X, kTaps, true>(taps + i, cols * count * lanes, count * lanes,
-                                           static_cast<int>(rows), static_cast<int>(cols),
-                                           X::kLanes, out + (part * channels + c0) * lanes + i,
-                                           depth * lanes);
+          transform_filter<X, F::kPoints, F::kTaps, true>(
+              taps + i, cols * count * lanes, count * lanes, static_cast<int>(rows),
+              static_cast<int>(cols), X::kLanes, out + (part * channels + c0) * lanes + i,
+              depth * lanes);
         }
       }
     }
-    out += kPlanes * depth * lanes;
+    out += F::kPlanes * depth * lanes;
   }
 }
 
-// TC tiles by NV vectors of filters of one of the 36 products.
+// TC tiles by NV vectors of filters of one point's product.
 template <class X, int NV, int TC>
 static void product_tile(const Reduction& reduction, const typename X::T* v,
                          const typename X::T* weight, bool add, typename X::T* m) {
@@ -285,14 +323,14 @@ static void product_tile(const Reduction& reduction, const typename X::T* v,
   }
 }
 
-// m [36][count][lanes] (+)= v [36] * weight [36][terms][lanes], where v is read as the reduction
-// says.
-template <class X, int NV>
+// m [points^2][count][lanes] (+)= v [points^2] * weight [points^2][terms][lanes], where v is read
+// as the reduction says.
+template <class X, int NV, class F>
 static void multiply(const Reduction& reduction, const typename X::T* v, int64_t v_plane,
                      const typename X::T* weight, int64_t weight_plane, int64_t count, bool add,
                      typename X::T* m, int64_t m_plane) {
   const int64_t parts = ceil_div(count, X::kTileCols);
-  for (int64_t point = 0; point < kPlanes; point++) {
+  for (int64_t point = 0; point < F::kPlanes; point++) {
     for (int64_t part = 0; part < parts; part++) {
       const int64_t first = count * part / parts, n = count * (part + 1) / parts - first;
       const auto product = with_count<X::kTileCols>(

@@ -66,10 +66,10 @@ static inline Lattice every(int64_t step, const View4& x, int axis, int64_t size
 // Tiles of x for F(m, kTaps). A convolution of stride s is a sum of s x s ones of unit stride, over
 // every s-th row and column of the padded image; they are staged as further channels,
 // [row % s][column % s][C].
-template <class X, int kTaps>
+template <class X, class F>
 struct ImageTiles {
   using T = typename X::T;
-  static constexpr int kOutputs = kPoints + 1 - kTaps;
+  static constexpr int kOutputs = F::kOutputs;
 
   const ConvReLUPoolParams& p;
   const TileAxis columns;
@@ -83,14 +83,14 @@ struct ImageTiles {
         C(p.C / p.groups),
         stride(p.stride_h),
         channels(C * stride * stride),
-        width(columns.span(kPoints)) {
-    strip = arena.take<T>(kPoints * width * channels);
+        width(columns.span(F::kPoints)) {
+    strip = arena.take<T>(F::kPoints * width * channels);
     line = arena.take<T>(stride > 1 ? stride * width * C : 0);
   }
 
   // The tiles whose first output lies in convolution row `row` of image n.
   void transform_row(const View4& x, int64_t n, int64_t g, int64_t row, T* v, int64_t plane) const {
-    const int64_t h0 = row * stride - p.padding_h, h1 = h0 + (kPoints - 1) * p.dilation_h;
+    const int64_t h0 = row * stride - p.padding_h, h1 = h0 + (F::kPoints - 1) * p.dilation_h;
     const int64_t row_step = p.dilation_h * x.stride[2], col_step = p.dilation_w * x.stride[3];
     const int64_t c0 = g * C;
     const bool in_place = stride == 1 && x.stride[1] == 1;
@@ -101,19 +101,19 @@ struct ImageTiles {
     }
     for (int64_t t = 0; t < columns.tiles; t++, v += channels) {
       const int64_t col = columns.first(t);
-      const int64_t w0 = col - p.padding_w, w1 = w0 + (kPoints - 1) * p.dilation_w;
+      const int64_t w0 = col - p.padding_w, w1 = w0 + (F::kPoints - 1) * p.dilation_w;
       if (!in_place) {
-        transform_input<X>(strip + col * channels, width * channels, p.dilation_w * channels,
-                           channels, v, plane);
+        transform_input<X, F::kPoints>(strip + col * channels, width * channels,
+                                       p.dilation_w * channels, channels, v, plane);
       } else if (h0 >= 0 && h1 < p.H && w0 >= 0 && w1 < p.W) {
-        prefetch(view_at(x, n, c0, h0 + kPoints * p.dilation_h, w0));
+        prefetch(view_at(x, n, c0, h0 + F::kPoints * p.dilation_h, w0));
         with_storage<X>(x.dtype, [&](auto io) {
-          transform_input<X>(at<const decltype(io)>(x, n, c0, h0, w0), row_step, col_step, C, v,
-                             plane);
+          transform_input<X, F::kPoints>(at<const decltype(io)>(x, n, c0, h0, w0), row_step,
+                                         col_step, C, v, plane);
         });
       } else {
-        stage(x, n, c0, h0, w0, p.dilation_w, kPoints);
-        transform_input<X>(strip, kPoints * C, C, C, v, plane);
+        stage(x, n, c0, h0, w0, p.dilation_w, F::kPoints);
+        transform_input<X, F::kPoints>(strip, F::kPoints * C, C, C, v, plane);
       }
     }
   }
@@ -123,8 +123,8 @@ struct ImageTiles {
              int64_t count) const {
     const Lattice rows = every(p.dilation_h, x, 2, p.H, h0);
     const Lattice cols = every(step, rows.x, 3, p.W, w0);
-    stage_strip<X>(cols.x, rows.size, cols.size, n, c0, C, rows.first, kPoints, cols.first, count,
-                   C, strip);
+    stage_strip<X>(cols.x, rows.size, cols.size, n, c0, C, rows.first, F::kPoints, cols.first,
+                   count, C, strip);
   }
 
   // What the next tile of its lattice below reads beyond this one.
@@ -141,7 +141,7 @@ struct ImageTiles {
 
   void stage_strided(const View4& x, int64_t n, int64_t c0, int64_t h0) const {
     const int64_t half = stride * C;  // what lies together of one row
-    for (int64_t i = 0; i < stride * kPoints; i++) {
+    for (int64_t i = 0; i < stride * F::kPoints; i++) {
       stage_strip<X>(x, p.H, p.W, n, c0, C, h0 + i, 1, -p.padding_w, stride * width, C, line);
       T* to = strip + i / stride * width * channels + i % stride * half;
       for (int64_t w = 0; w < width; w++) copy_into<X>(line + w * half, to + w * channels, half);

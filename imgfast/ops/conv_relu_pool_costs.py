@@ -15,9 +15,9 @@ class Costs:
     """Multiply-adds of a lane of direct and Winograd's kernels for one group, everything else
     counted as the multiply-adds that take the same time."""
 
-    PRODUCT = 1.1  # a multiply-add in a product of 36
+    PRODUCT = 1.1  # a multiply-add in the product of a point
     FROM_IMAGE, FROM_GRADIENT = 350, 400  # to transform a tile of one channel
-    TO_OUTPUT, TO_ROWS = 200, 260  # of one filter, pooled in registers or in rows
+    TO_OUTPUT, TO_ROWS = 200, 260  # of one filter, pooled in registers or in rows; for 36 points
     FILTER, SUMS = 400, 900  # to transform a filter of one channel; sums of a weight gradient to it
     READ, BATCH = 100, 48  # to read a transformed filter of one channel, once in so many tiles
     PACK = 25  # a tap of a direct filter
@@ -27,7 +27,7 @@ class Costs:
 
     def __init__(self, spec, x_shape, weight_shape, needs_grad):
         self.images = x_shape[0] if len(x_shape) == 4 else 1
-        self.outputs = 7 - winograd_taps(spec, weight_shape)
+        self.taps = max(2, winograd_taps(spec, weight_shape))
         self.stride, self.dilation = spec.stride[0], spec.dilation
         self.filters, self.channels = weight_shape[0] // spec.groups, weight_shape[1]
         self.area = weight_shape[2] * weight_shape[3]
@@ -49,7 +49,8 @@ class Costs:
         if spec.pool != "none":
             windows = (spec.pool_size, spec.pool_stride, spec.pool_padding, spec.pool_dilation)
             whole = windows == ((2, 2), (2, 2), (0, 0), (1, 1))
-            self.in_registers = whole and self.outputs % 2 == 0 and spec.dilation == (1, 1)
+            even = self._grid(self.conv)[0] % 2 == 0
+            self.in_registers = whole and even and spec.dilation == (1, 1)
             self.windows = self.windows // (spec.pool_stride[0] * spec.pool_stride[1])
             self.positions = spec.pool_size[0] * spec.pool_size[1]
         if spec.pool == "max":
@@ -102,19 +103,36 @@ class Costs:
         winograd += self.SUMS * self.channels * filters
         return winograd, self.SPARSE * self._sparse()
 
+    def products(self, points, sizes) -> int:
+        """Of a channel and a filter, as csrc/conv_relu_pool.h counts them."""
+        products = points**2
+        for size, step in zip(sizes, self.dilation, strict=True):
+            block = (points + 1 - self.taps) * step
+            products *= size // block * step + min(size % block, step)
+        return products
+
+    def fewest_products(self, sizes) -> int:
+        """With the number of points that is chosen."""
+        return self.products(self._points(sizes), sizes)
+
+    def _points(self, sizes) -> int:
+        if self.taps > 2 or 21 * self.products(5, sizes) > 20 * self.products(6, sizes):
+            return 6
+        return 5
+
+    def _grid(self, sizes) -> tuple[int, int, int]:
+        """Outputs a side of a tile, its points, and how many tiles there are."""
+        points = self._points(sizes)
+        tiles = self.images * self.products(points, sizes) // points**2
+        return points + 1 - self.taps, points**2, tiles
+
     def _tiles(self, sizes) -> int:
-        tiles = self.images
-        for size, step in zip(sizes, self.dilation, strict=True):  # as TileAxis counts them
-            block = self.outputs * step
-            tiles *= size // block * step + min(size % block, step)
-        return tiles
+        return self._grid(sizes)[2]
 
     def _winograd(self, sizes, channels, filters, of_channel, of_filter) -> float:
-        return self._tiles(sizes) * (
-            self.PRODUCT * 36 * channels * filters
-            + of_channel * _lanes(channels)
-            + of_filter * filters
-        )
+        _, points, tiles = self._grid(sizes)
+        transforms = of_channel * _lanes(channels) + of_filter * filters
+        return tiles * points * (self.PRODUCT * channels * filters + transforms / 36)
 
     def _sparse(self) -> float:
         gradients = self.images * self.density * self.conv[0] * self.conv[1] * self.filters

@@ -213,10 +213,15 @@ def _winograd(spec, dtype, image, batch, weight_shape, needs_grad) -> Winograd:
     filters = weight_shape[0]
     parity = _conv((1, 1))
     # Filters are packed in every call, as for a gradient.
-    forward = Costs(
-        parity, (batch, channels, height + 1, width + 1), (filters, channels, 2, 2), True
+    own, windows = (
+        Costs(parity, (batch, channels, height + n, width + n), (filters, channels, 2, 2), True)
+        for n in (1, 2)
     )
-    costs = {Winograd.FORWARD: forward.forward()}
+    # All parities share tiles under the condition of csrc/upsample_conv_relu.h.
+    shared = 20 * windows.fewest_products(windows.conv) <= 23 * own.fewest_products(own.conv)
+    windows.FROM_IMAGE = windows.FROM_IMAGE / 4
+    tiled = windows if shared else own
+    costs = {Winograd.FORWARD: (tiled.forward()[0], own.forward()[1])}
     if needs_grad:
         adjoint = _conv((2, 2))
         to_x = Costs(
@@ -225,7 +230,10 @@ def _winograd(spec, dtype, image, batch, weight_shape, needs_grad) -> Winograd:
             (channels, filters, 4, 4),
             True,
         )
-        costs |= {Winograd.INPUT: to_x.forward(), Winograd.WEIGHT: forward.weight()}
+        costs |= {
+            Winograd.INPUT: to_x.forward(),
+            Winograd.WEIGHT: (tiled.weight()[0], own.weight()[1]),
+        }
     for flag, (winograd, direct) in costs.items():
         if spec.algorithm == "winograd" or winograd < direct:
             passes |= flag

@@ -9,7 +9,7 @@ from ops.conv_cases import lay_out, stock
 
 import imgfast
 from imgfast.ops.conv_relu_pool import _bind
-from imgfast.ops.conv_relu_pool_costs import Winograd, taps_inside
+from imgfast.ops.conv_relu_pool_costs import Costs, Winograd, taps_inside
 from imgfast.ops.conv_relu_pool_route import spec_of
 
 BOUND = 6e-5  # of the convolution's standard deviation, as the docstring of conv_relu_pool promises
@@ -125,6 +125,31 @@ def test_filters_and_windows(taps, stride, window, layout):
 def test_filters_that_are_not_square():
     check_value(*normal(r=2, s=5), padding=(1, 2))
     check_value(*normal(r=4, s=3), padding=1)
+
+
+# Two taps: tiles of 4 x 4 from five points, or of 5 x 5 from six where they have fewer products.
+TWO_TAPS = [(7, 7, 5), (8, 8, 5), (9, 10, 6), (16, 12, 5), (13, 29, 6), (5, 5, 6)]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize(("taps", "stride"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("height", "width", "points"), TWO_TAPS)
+def test_map_sizes_of_two_taps(height, width, points, taps, stride, window):
+    """Heights and widths are the convolution's, before the pool."""
+    h, w = (size * stride - (stride == 1) for size in (height, width))
+    tensors = normal(n=3, c=20, k=19, r=taps, h=h, w=w)
+    spec = spec_of(*_bind(padding=1, stride=stride, **window))
+    costs = Costs(spec, tensors[0].shape, tensors[1].shape, True)
+    assert tuple(costs.conv) == (height, width) and costs._points(costs.conv) == points
+    check_value(*tensors, padding=1, stride=stride, **window)
+    if stride == 1:
+        check_gradients(tensors, padding=1, **window)
+
+
+def test_packed_weights_of_one_map_do_not_serve_another():
+    _, weight, bias = normal(c=20, k=19, r=2)
+    for size in (8, 15, 8, 15):
+        check_value(torch.randn(2, 20, size - 1, size - 1), weight, bias, padding=1, pool="none")
 
 
 def gradients_of_both(tensors, options, save=True):
