@@ -6,8 +6,8 @@
 // all; other windows are pooled from a band's convolution rows. A unit of work is a group and a
 // number of bands, counted through all images: its tiles are transformed into V
 // [points^2][tiles][channels]; then for one block of filters after the other, as many small matrix
-// products with U [points^2][channels][lanes] give M [points^2][tiles][lanes], which is transformed,
-// pooled and stored while it is warm. All parts of a call share V.
+// products with U [points^2][channels][lanes] give M [points^2][tiles][lanes], which is
+// transformed, pooled and stored while it is warm. All parts of a call share V.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -161,7 +161,7 @@ static void winograd_forward_pack(const ConvForwardArgs& a) {
 
 // Transforms, pools in registers or not at all, and writes one row of tiles of one block of
 // filters of a part.
-template <class X, int NV, class F>
+template <class X, int NV, bool kPooled, class F>
 [[gnu::noinline]] static void finish_in_registers(const ConvForwardArgs& a,
                                                   const ConvForwardArgs& part,
                                                   const WinogradForwardPlan<X, F>& plan,
@@ -185,7 +185,7 @@ template <class X, int NV, class F>
     for (int v = 0; v < NV; v++) {
       typename X::V o[kOutputs][kOutputs];
       transform_output<X, F::kPoints>(m + t * lanes + v * X::kLanes, plan.m_plane, o);
-      if (plan.in_tile) {
+      if constexpr (kPooled) {
         if constexpr (kOutputs % 2 == 0) {
           for_each_output<kOutputs / 2, kOutputs / 2>(rows, cols / 2, [&](int64_t i, int64_t j) {
             typename X::V window[4] = {o[2 * i][2 * j], o[2 * i][2 * j + 1], o[2 * i + 1][2 * j],
@@ -316,8 +316,10 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
                                rows * plan.tiles, false, s.m, plan.m_plane);
             for (int64_t j = 0; j < rows; j++) {
               const auto* m = s.m + j * plan.tiles * lanes;
-              if (plan.in_tile || plan.unpooled) {
-                finish_in_registers<X, NV>(a, part, plan, s, s.rows[i + j], m, k, sink);
+              if (plan.in_tile) {
+                finish_in_registers<X, NV, true>(a, part, plan, s, s.rows[i + j], m, k, sink);
+              } else if (plan.unpooled) {
+                finish_in_registers<X, NV, false>(a, part, plan, s, s.rows[i + j], m, k, sink);
               } else {
                 finish_in_rows<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
               }

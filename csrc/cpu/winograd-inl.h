@@ -178,9 +178,9 @@ template <class X, int kPoints, bool kWhole, class IO>
     winograd_input<X>(column, half[w]);
   }
   for (int h = 0; h < kPoints; h++) {
-    V row[kPoints], points[kPoints];
-#pragma GCC unroll 6
-    for (int w = 0; w < kPoints; w++) row[w] = half[w][h];
+    V row[kPoints] = {half[0][h], half[1][h], half[2][h], half[3][h], half[4][h]};
+    if constexpr (kPoints == 6) row[5] = half[5][h];
+    V points[kPoints];
     winograd_input<X>(row, points);
 #pragma GCC unroll 6
     for (int w = 0; w < kPoints; w++) {
@@ -249,9 +249,9 @@ template <class X, int kPoints, int kOutputs>
   }
 #pragma GCC unroll 5
   for (int w = 0; w < kOutputs; w++) {
-    V column[kPoints], out[kOutputs];
-#pragma GCC unroll 6
-    for (int h = 0; h < kPoints; h++) column[h] = half[h][w];
+    V column[kPoints] = {half[0][w], half[1][w], half[2][w], half[3][w], half[4][w]};
+    if constexpr (kPoints == 6) column[5] = half[5][w];
+    V out[kOutputs];
     winograd_output<X>(column, out);
 #pragma GCC unroll 5
     for (int h = 0; h < kOutputs; h++) o[h][w] = out[h];
