@@ -79,6 +79,18 @@ def gradients(function, logits, target, weight, seed=0, **options):
     return [loss.detach(), *torch.autograd.grad(loss, leaves, grad)]
 
 
+def compilations(function, dynamic):
+    """The function compiled anew for each of some options and kinds of target."""
+    for options, probabilities in (
+        ({}, False),
+        ({"reduction": "none"}, True),
+        ({"label_smoothing": 0.1}, False),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        yield compiled, options, probabilities
+
+
 def check(logits, target, weight=None, tolerance=None, least=1e-2, **options):
     """Ours in its dtype against torch's own on the CPU in float64, forward and backward.
 

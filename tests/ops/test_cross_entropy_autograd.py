@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_entropy_cases import gradients, lay_out, make, rows_of
+from cross_entropy_cases import compilations, gradients, lay_out, make, rows_of
 
 from imgfast import cross_entropy
 
@@ -144,15 +144,7 @@ def test_the_backward_operator_refuses_to_be_differentiated():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_gives_the_same_numbers(dynamic):
-    for options, probabilities in (
-        ({}, False),
-        ({"reduction": "none"}, True),
-        ({"label_smoothing": 0.1}, False),
-    ):
-        torch._dynamo.reset()
-        compiled = torch.compile(
-            cross_entropy, fullgraph=True, dynamic=dynamic, backend="aot_eager"
-        )
+    for compiled, options, probabilities in compilations(cross_entropy, dynamic):
         for shape in ((9, 5), (11, 5), (2, 19, 3, 4)):
             logits, target, weight = make(shape, probabilities=probabilities)
             ours = gradients(cross_entropy, logits, target, weight, **options)

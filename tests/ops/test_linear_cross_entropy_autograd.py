@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cross_entropy_cases import compilations
 from linear_cross_entropy_cases import composition, gradients, make, use_small_tiles
 
 from imgfast import arcface_loss, linear_cross_entropy
@@ -218,15 +219,7 @@ def test_the_backward_operator_refuses_to_be_differentiated():
 def test_compile_gives_the_same_numbers(monkeypatch, dynamic, kept_bytes):
     """Through the operator, and as the composition."""
     monkeypatch.setattr(tiles, "KEPT_BYTES", kept_bytes)
-    for options, probabilities in (
-        ({}, False),
-        ({"reduction": "none"}, True),
-        ({"label_smoothing": 0.1}, False),
-    ):
-        torch._dynamo.reset()
-        compiled = torch.compile(
-            linear_cross_entropy, fullgraph=True, dynamic=dynamic, backend="aot_eager"
-        )
+    for compiled, options, probabilities in compilations(linear_cross_entropy, dynamic):
         for rows in (9, 11):
             *tensors, _ = make(rows, 4, 13, probabilities=probabilities)
             ours = gradients(linear_cross_entropy, *tensors, **options)
