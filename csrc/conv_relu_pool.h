@@ -98,17 +98,20 @@ static inline int64_t winograd_taps(const ConvReLUPoolParams& p) {
   return ((p.R > p.S ? p.R : p.S) + p.stride_h - 1) / p.stride_h;
 }
 
+// Winograd's tiles over one axis of `size` positions, of which a tile holds `held`, `step` apart:
+// as many tiles as the step side by side fill a block of neighbours.
+static inline int64_t winograd_tiles(int64_t held, int64_t step, int64_t size) {
+  const int64_t block = held * step, more = size % block;
+  return size / block * step + (more < step ? more : step);
+}
+
 // Products of a channel and a filter by Winograd's algorithm with so many points a dimension, over
-// a map of rows x cols outputs. Tiles hold `held` outputs, dilation apart: as many tiles as the
-// dilation fill a block.
+// a map of rows x cols outputs.
 static inline int64_t winograd_products(const ConvReLUPoolParams& p, int64_t points, int64_t rows,
                                         int64_t cols) {
   const int64_t taps = winograd_taps(p), held = points + 1 - (taps < 2 ? 2 : taps);
-  const int64_t down = p.dilation_h, right = p.dilation_w;
-  const int64_t more_rows = rows % (held * down), more_cols = cols % (held * right);
-  const int64_t tile_rows = rows / (held * down) * down + (more_rows < down ? more_rows : down);
-  const int64_t tile_cols = cols / (held * right) * right + (more_cols < right ? more_cols : right);
-  return points * points * tile_rows * tile_cols;
+  return points * points * winograd_tiles(held, p.dilation_h, rows) *
+         winograd_tiles(held, p.dilation_w, cols);
 }
 
 // Points a dimension of Winograd's algorithm: six, or for two taps five where these have 5% less

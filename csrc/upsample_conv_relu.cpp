@@ -263,7 +263,7 @@ class Backward {
                   void* scratch) const {
     ConvReLUPoolParams p = parity_[i];
     p.N = images;
-    cpu::ConvBackwardArgs part = of_images(to_weight_[i], i, gradient, n);
+    cpu::ConvBackwardArgs part = of_images(i, gradient, n);
     part.params = &p;
     weights().run(part, 0, weights().units(part), slot, scratch);
   }
@@ -274,9 +274,9 @@ class Backward {
       for (int i = 0; i < kParities; i++) run_weight(i, gradient, n, images, slot, scratch);
       return;
     }
-    std::array<cpu::ConvBackwardArgs, kParities> parity = to_weight_;
+    std::array<cpu::ConvBackwardArgs, kParities> parity{};
     for (int i = 0; i < kParities; i++) {
-      parity[i] = of_images(to_weight_[i], i, gradient, n);
+      parity[i] = of_images(i, gradient, n);
       parity[i].params = &parity_[i];
     }
     ConvReLUPoolParams p = windows_;
@@ -331,11 +331,10 @@ class Backward {
   }
 
   // A parity's call on the images from n on.
-  cpu::ConvBackwardArgs of_images(const cpu::ConvBackwardArgs& args, int i, void* gradient,
-                                  int64_t n) const {
-    cpu::ConvBackwardArgs part = args;
+  cpu::ConvBackwardArgs of_images(int i, void* gradient, int64_t n) const {
+    cpu::ConvBackwardArgs part = to_weight_[i];
     part.grad_y = part_of(expanded(gradient), i);
-    part.x = from(args.x, n * args.x.stride[0]);
+    part.x = from(part.x, n * part.x.stride[0]);
     return part;
   }
 

@@ -11,15 +11,12 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
-// The tiles over one axis of `size` positions, of which a tile holds `held`, `step` apart: as many
-// tiles as the step side by side fill a block of neighbours.
+// The tiles over one axis, as winograd_tiles counts them.
 struct TileAxis {
   int64_t held, step, size, tiles;
 
-  TileAxis(int64_t held, int64_t step, int64_t size) : held(held), step(step), size(size) {
-    const int64_t block = held * step;
-    tiles = size / block * step + min_of(size % block, step);
-  }
+  TileAxis(int64_t held, int64_t step, int64_t size)
+      : held(held), step(step), size(size), tiles(winograd_tiles(held, step, size)) {}
 
   // The first position of tile t: all positions before it are those of the tiles before t.
   int64_t first(int64_t t) const {
@@ -63,9 +60,9 @@ static inline Lattice every(int64_t step, const View4& x, int axis, int64_t size
   return lattice;
 }
 
-// Tiles of x for F(m, kTaps). A convolution of stride s is a sum of s x s ones of unit stride, over
-// every s-th row and column of the padded image; they are staged as further channels,
-// [row % s][column % s][C].
+// Tiles of x for a Filtering F. A convolution of stride s is a sum of s x s ones of unit stride,
+// over every s-th row and column of the padded image; they are staged as further channels, [row %
+// s][column % s][C].
 template <class X, class F>
 struct ImageTiles {
   using T = typename X::T;
