@@ -1,17 +1,22 @@
 """Asks what nvcc made of the CUDA kernels, on machines that cannot run them.
 
-usage: cuda_static.py BINARY [--write]
-    BINARY  a library or object with the kernels, for the disassembler that comes with triton
-    --write the table of resources anew, instead of comparing with it
+usage: cuda_static.py archs | check BINARY | write BINARY
+    archs   print the TORCH_CUDA_ARCH_LIST of the build that has to be checked
+    check   BINARY, a library or object with the kernels, by the disassembler that comes with triton
+    write   the table of resources anew as well, from a build for all architectures
 
 No kernel may have a stack or local memory, where spilled registers would go. Each must have the
 instructions that it was written for. None may take more registers or shared memory than
 cuda_resources.csv says, which holds the most of all instances of a template, as one version of
 nvcc made them; others are not compared with it.
+
+The table's first line tells what it was made from: that nvcc, and the digest of the sources and of
+the flags. What has not changed since compiles to the same, so one architecture is enough then.
 """
 
 import csv
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -20,6 +25,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+import toolchain  # noqa: E402
 
 TABLE = Path(__file__).with_name("cuda_resources.csv")
 FIELDS = ("kernel", "arch", "instances", "registers", "shared_bytes")
@@ -97,9 +106,24 @@ def instructions_missing(binary: str, arch: str) -> list[str]:
     return missing + [f"{arch}: no {kernel}" for kernel in INSTRUCTIONS if kernel not in checked]
 
 
-def nvcc_version() -> str:
-    told = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release (\d+\.\d+)", told)[1]
+def made_from() -> tuple[str, str]:
+    """The version of nvcc; and a digest of what it is given for all architectures."""
+    toolkit = toolchain.find_toolkit(os.environ)
+    every_arch = toolchain.cuda_arch_list(toolkit, (), {})
+    flags = toolchain.nvcc_flags(toolchain.CudaDecision(True, "", toolkit, every_arch))
+    digest = hashlib.sha256(" ".join(flags).encode())
+    csrc = ROOT / "csrc"
+    for path in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*")]):
+        digest.update(f"\n{path.relative_to(csrc)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return f"nvcc {toolkit.version}", digest.hexdigest()
+
+
+def recorded() -> tuple[list[str], dict[tuple[str, str], dict]]:
+    """What the table was made from, and its rows by kernel and architecture."""
+    with TABLE.open(newline="") as file:
+        origin = file.readline().removeprefix("# ").strip().split(", sources ")
+        return origin, {(row["kernel"], row["arch"]): row for row in csv.DictReader(file)}
 
 
 def compare(table: list[dict], expected: dict[tuple[str, str], dict]) -> list[str]:
@@ -118,7 +142,12 @@ def compare(table: list[dict], expected: dict[tuple[str, str], dict]) -> list[st
     return problems + [f"{kernel} for {arch} is gone" for kernel, arch in expected]
 
 
-def main(binary: str, write: str = "") -> None:
+def archs_to_build() -> str:
+    """All, unless the table is of these sources and this nvcc; then the oldest."""
+    return "8.0" if recorded()[0] == [*made_from()] else ""
+
+
+def check(binary: str, write: bool) -> None:
     found = resources_of(binary)
     assert found, f"{binary} holds no kernel"
     problems = [
@@ -126,20 +155,23 @@ def main(binary: str, write: str = "") -> None:
         for (symbol, arch), used in found.items()
         if used.stack_bytes or used.local_bytes
     ]
-    table, version = table_of(found), f"# nvcc {nvcc_version()}\n"
+    archs = sorted({arch for _, arch in found})
+    table, now = table_of(found), [*made_from()]
     if write:
+        if len(archs) < len(toolchain.DEFAULT_ARCHS):
+            sys.exit(f"the table is of all architectures, {binary} is for {', '.join(archs)}")
         with TABLE.open("w", newline="") as file:
-            file.write(version)
+            file.write(f"# {', sources '.join(now)}\n")
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
-    with TABLE.open(newline="") as file:
-        if file.readline() == version:
-            rows = {(row["kernel"], row["arch"]): row for row in csv.DictReader(file)}
-            problems += compare(table, rows)
-        else:
-            print(f"{TABLE.name} is of another nvcc")
-    archs = sorted({arch for _, arch in found})
+    then, rows = recorded()
+    if then == now:
+        rows = {key: row for key, row in rows.items() if key[1] in archs}
+    if then[0] == now[0]:
+        problems += compare(table, rows)
+    else:
+        print(f"{TABLE.name} is of another nvcc")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for missing in pool.map(lambda arch: instructions_missing(binary, arch), archs):
             problems += missing
@@ -149,6 +181,10 @@ def main(binary: str, write: str = "") -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    match sys.argv[1:]:
+        case ["archs"]:
+            print(archs_to_build())
+        case ["check" | "write" as command, binary]:
+            check(binary, command == "write")
+        case _:
+            sys.exit(__doc__)

@@ -69,9 +69,10 @@ DType dtype_named(const std::string& name) {
 #endif
 
 // sizes: [N, C, H, W, K, R, S].
-bool cuda_serves_conv_relu_pool(const std::array<std::int64_t, 7>& sizes,
-                                const std::array<std::int64_t, kGeometrySize>& geometry,
-                                const std::string& dtype, bool gradients) {
+bool cuda_serves_conv_relu_pool(
+    [[maybe_unused]] const std::array<std::int64_t, 7>& sizes,
+    [[maybe_unused]] const std::array<std::int64_t, kGeometrySize>& geometry,
+    [[maybe_unused]] const std::string& dtype, [[maybe_unused]] bool gradients) {
 #ifdef IMGFAST_WITH_CUDA
   const auto [N, C, H, W, K, R, S] = sizes;
   return cuda::serves_conv_relu_pool(conv_relu_pool_params(N, C, H, W, K, R, S, geometry.data()),
@@ -82,8 +83,10 @@ bool cuda_serves_conv_relu_pool(const std::array<std::int64_t, 7>& sizes,
 }
 
 // sizes: [N, C, H, W, K].
-bool cuda_serves_upsample_conv_relu(const std::array<std::int64_t, 5>& sizes,
-                                    const std::string& dtype, bool allow_tf32, bool gradients) {
+bool cuda_serves_upsample_conv_relu([[maybe_unused]] const std::array<std::int64_t, 5>& sizes,
+                                    [[maybe_unused]] const std::string& dtype,
+                                    [[maybe_unused]] bool allow_tf32,
+                                    [[maybe_unused]] bool gradients) {
 #ifdef IMGFAST_WITH_CUDA
   const auto [N, C, H, W, K] = sizes;
   const UpsampleConvReLUParams params(N, C, H, W, K, Activation::kReLU, 0, allow_tf32);

@@ -69,6 +69,13 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "Tensor state, Tensor grad_rows, int first_class, int num_classes, float label_smoothing) "
       "-> ()");
 
+  // Causal self-attention of normalised queries and keys, csrc/cpu/causal_attention.h: qkv is dense
+  // [N, T, 3, H, D], float32 or float64; out [N, T, H, D], logsumexp [N, H, T].
+  m.def("causal_attention(Tensor qkv, float scale) -> (Tensor out, Tensor logsumexp)");
+  m.def(
+      "causal_attention_backward(Tensor grad_out, Tensor qkv, Tensor logsumexp, float scale) "
+      "-> Tensor grad_qkv");
+
   // An exact copy of x by a kernel of this build; it exists where CUDA was built. See
   // csrc/cuda/cuda_probe.cuh.
   m.def("cuda_probe(Tensor x) -> Tensor");

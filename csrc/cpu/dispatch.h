@@ -3,6 +3,7 @@
 // never a silent fallback.
 #pragma once
 
+#include "causal_attention.h"
 #include "conv_relu_pool.h"
 #include "cross_entropy.h"
 
@@ -14,6 +15,7 @@ inline constexpr Isa kIsas[] = {Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};  // be
 struct KernelTable {
   ConvReLUPoolKernels conv_relu_pool;
   CrossEntropyKernels cross_entropy;
+  CausalAttentionKernels causal_attention;
 };
 
 const char* isa_name(Isa isa);

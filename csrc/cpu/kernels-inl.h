@@ -2,6 +2,7 @@
 // chose, and the table that hands them out. No torch and no C++ library in here: an inline function
 // of theirs compiled for this instruction set could be linked into code that runs on every
 // processor.
+#include "causal_attention-inl.h"
 #include "conv_backward_input-inl.h"
 #include "conv_backward_weight-inl.h"
 #include "conv_depthwise_backward-inl.h"
@@ -53,6 +54,8 @@ const KernelTable kTable = {
             .tile = cross_entropy_tile,
             .tile_gradient = cross_entropy_tile_gradient,
         },
+    .causal_attention = {causal_attention_scratch, causal_attention_forward,
+                         causal_attention_backward},
 };
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

@@ -16,6 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from imgfast.models.feed_forward import FeedForward
+from imgfast.ops.causal_attention import causal_attention, causal_attention_stock, normalised
+
+_EMBEDDED = (
+    0.5  # standard deviation of the numbers that the neighbours are, or the class is, at first
+)
+_HEAD = 0.2  # of the weights of a code's logit, once start() has made them
 
 
 class Prior(nn.Module):
@@ -28,7 +34,8 @@ class Prior(nn.Module):
         width: D.
         depth: blocks.
         heads: of the attention; ``D / heads`` must be whole.
-        layers: see :class:`imgfast.models.feed_forward.FeedForward`.
+        layers: ``imgfast`` or ``stock``, see :class:`imgfast.models.feed_forward.FeedForward` and
+            :func:`imgfast.ops.causal_attention.causal_attention`.
     """
 
     def __init__(
@@ -52,11 +59,36 @@ class Prior(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, codes)
         for embedding in self.embeddings:
-            nn.init.normal_(embedding.weight, std=0.5 / len(neighbours) ** 0.5)
+            nn.init.normal_(embedding.weight, std=_EMBEDDED / len(neighbours) ** 0.5)
         nn.init.normal_(self.place, std=0.02)
-        nn.init.normal_(self.label.weight, std=0.5)
+        nn.init.normal_(self.label.weight, std=_EMBEDDED)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def start(self, book: torch.Tensor, seed: int) -> None:
+        """Begin with what the tokenizer knows: codes that look alike are alike.
+
+        Embeddings and head become random projections of the codes' vectors, instead of random
+        numbers of which each code's have to be learned from its own occurrences.
+
+        Args:
+            book: float ``[K, D']``, see :class:`imgfast.models.quantizer.Quantizer`.
+            seed: of the projections.
+        """
+        vectors = book.float().cpu()
+        vectors = vectors - vectors.mean(0)
+        length = vectors.square().sum(1).mean().sqrt()
+        vectors = vectors / length.clamp(min=torch.finfo().tiny)
+        generator = torch.Generator().manual_seed(seed)
+
+        def projected(std: float) -> torch.Tensor:
+            shape = vectors.shape[1], self.head.in_features
+            return vectors @ torch.randn(shape, generator=generator).mul_(std)
+
+        for embedding in self.embeddings:
+            embedding.weight[:-1] = projected(_EMBEDDED / len(self.embeddings) ** 0.5)
+        self.head.weight.copy_(projected(_HEAD))
 
     def forward(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What the logits of every code are made of; the code itself and later ones have no say.
@@ -149,6 +181,10 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, layers: str = "imgfast") -> None:
         super().__init__()
         self.heads = heads
+        self.attend = causal_attention if layers == "imgfast" else causal_attention_stock
+        # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
+        # for 64 numbers, and the network can sharpen no further.
+        self.scale = 1.5 / (width // heads) ** 0.5
         self.norm1 = nn.LayerNorm(width, bias=False)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -166,21 +202,21 @@ class Block(nn.Module):
         """Of all positions at once; or, with a cache and a position, of that one alone."""
         n, length, width = x.shape
         size = width // self.heads
-        # [3, N, heads, T, size]
-        qkv = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
-        queries, keys = F.layer_norm(qkv[:2], (size,))
-        values = qkv[2]
-        if cached is not None:
-            (kept_keys, kept_values), place = cached
-            kept_keys[:, :, place] = keys[:, :, 0]
-            kept_values[:, :, place] = values[:, :, 0]
-            keys, values = kept_keys[:, :, : place + 1], kept_values[:, :, : place + 1]
-        # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
-        # for 64 numbers, and the network can sharpen no further.
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=cached is None, scale=1.5 / size**0.5
-        )
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        qkv = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, size)
+        if cached is None:
+            mixed = self.attend(qkv, self.scale)
+        else:
+            (keys, values), place = cached
+            query, key, value = qkv.unbind(2)
+            keys[:, :, place : place + 1] = normalised(key).transpose(1, 2)
+            values[:, :, place : place + 1] = value.transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(
+                normalised(query).transpose(1, 2),
+                keys[:, :, : place + 1],
+                values[:, :, : place + 1],
+                scale=self.scale,
+            ).transpose(1, 2)
+        x = x + self.out(mixed.reshape(n, length, width))
         return x + self.feed_forward(self.norm2(x))
 
 

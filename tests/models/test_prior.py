@@ -103,3 +103,24 @@ def test_uniforms_at_the_ends_are_codes(prior):
     uniforms[1] = 1 - 2**-53
     found = prior.sample(torch.tensor([0, 1]), uniforms, 2.0, 1e-2)
     assert int(found.min()) >= 0 and int(found.max()) < CODES
+
+
+def test_it_starts_with_alike_codes_alike():
+    """Distances of embeddings and of weights of the head are those of the book, nearly."""
+    torch.manual_seed(0)
+    prior, book = Prior(CLASSES, CODES, SIDE, 512, 1, 2), torch.randn(CODES, 3) * 7 + 2
+    outside = prior.embeddings[0].weight[-1].clone()
+    prior.start(book, seed=5)
+    away = torch.pdist(book)
+    for weight in (*(embedding.weight[:-1] for embedding in prior.embeddings), prior.head.weight):
+        ratio = torch.pdist(weight) / away
+        assert ratio.max() < 1.3 * ratio.min()
+    torch.testing.assert_close(
+        prior.embeddings[0].weight[:-1].std(), torch.tensor(0.25), rtol=0.1, atol=0
+    )
+    assert torch.equal(prior.embeddings[0].weight[-1], outside)
+    again = Prior(CLASSES, CODES, SIDE, 512, 1, 2)
+    again.start(book, seed=5)
+    assert torch.equal(again.head.weight, prior.head.weight)
+    again.start(torch.ones(CODES, 3), seed=5)  # a book of one vector
+    assert not again.head.weight.any()

@@ -44,7 +44,7 @@ struct Generic {
   static V zero() { return V{}; }
   static V set1(T a) { return V{} + a; }
   static M first(int n) {
-    M m;
+    M m{};
     for (int i = 0; i < kLanes; i++) m[i] = i < n ? -1 : 0;
     return m;
   }

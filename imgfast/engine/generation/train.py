@@ -35,7 +35,7 @@ from imgfast.engine.run_folder import RunFolder
 from imgfast.engine.train import OnStep, TrainError, random_state, resolve_device
 from imgfast.engine.train_config import TrainConfig
 from imgfast.engine.training_state import State, read_state, save_state
-from imgfast.engine.training_step import TrainingStep
+from imgfast.engine.training_step import TrainingStep, epoch_seed
 from imgfast.models import Generator, build_generator, classifier_config, generator_config
 
 FEATURES, TOKENIZER, PRIOR = "features", "tokenizer", "prior"
@@ -208,8 +208,9 @@ class _Run:
             features = self.finished.get(FEATURES)
             perceptual = PerceptualLoss(features) if features is not None else None
             return TokenizerStep(config, self.in_training.tokenizer, data, perceptual)
-        codes = self.judged.encode(data.images)
-        return PriorStep(config, self.in_training.prior, codes, data.labels)
+        prior = self.in_training.prior
+        prior.start(self.judged.tokenizer.quantizer.book, epoch_seed(config.seed, 0, PRIOR))
+        return PriorStep(config, prior, self.judged.encode(data.images), data.labels)
 
     def _put(self, stage: Stage, model: torch.nn.Module) -> None:
         """Take what a stage has trained so far for finished."""
