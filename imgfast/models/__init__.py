@@ -18,6 +18,7 @@ from imgfast.models.generator import (
     GeneratorConfig,
     build_generator,
     generator_config,
+    usual_temperature,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "cost",
     "generator_config",
     "generator_cost",
+    "usual_temperature",
 ]

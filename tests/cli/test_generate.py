@@ -102,7 +102,7 @@ def test_pictures_of_a_class_with_their_provenance(workspace, trained):
         "Class": "Ankle boot",
         "Seed": "3",
         "Guidance": "1.5",
-        "Temperature": "1",
+        "Temperature": "1.1",
     }
     assert found["sha256"] == told
 

@@ -85,7 +85,7 @@ class GeneratorTrainConfig:
     batch_size: int = 64
     optimizer: str = "muon"
     lr: float = 3e-3
-    prior_lr: float = 3e-3
+    prior_lr: float = 6e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     l1: float = 0.5
