@@ -46,7 +46,7 @@ def evaluate(
         Path | None, typer.Option(help="Of a generator: the classifier whose features compare.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Of a generator, beside 1. Default: 2.")
+        float | None, typer.Option(help="Of a generator, beside 1. Default: 3.")
     ] = None,
     per_class: Annotated[
         int | None, typer.Option(min=4, help="Of a generator: pictures. Default: 200.")

@@ -10,8 +10,9 @@ from imgfast.engine.checkpoint import load_generator
 from imgfast.engine.generation.report import check_judge, report_generator
 from imgfast.engine.generation.report_files import save_report
 from imgfast.engine.generation.sets import generator_sets
+from imgfast.models import GUIDANCE
 
-PER_CLASS, GUIDANCE = 200, 2.0
+PER_CLASS = 200
 
 
 def evaluate_generator(

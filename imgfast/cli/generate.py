@@ -19,7 +19,7 @@ from imgfast.data import load_picture, with_channels
 from imgfast.data.atomic import write_atomically
 from imgfast.engine.generation.contact_sheet import Group, draw_sheet
 from imgfast.engine.generation.provenance import picture_png, sheet_png
-from imgfast.models import Generator, usual_temperature
+from imgfast.models import GUIDANCE, Generator
 
 _MAX_PICTURES = 100_000  # of one call
 _MAX_SHEET = 4096  # pictures on a sheet
@@ -60,13 +60,8 @@ def generate(
             help="1 draws what was learned; more is truer to the class and less varied, at twice "
             "the time."
         ),
-    ] = 2.0,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Below 1 safer, above 1 wilder. Default: 1, with guidance above 1 it is 1.1."
-        ),
-    ] = None,
+    ] = GUIDANCE,
+    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 wilder.")] = 1.0,
     interpolate: Annotated[
         tuple[Path, Path] | None,
         typer.Option(help="Two picture files; draw the way from the first to the second instead."),
@@ -86,8 +81,6 @@ def generate(
     if interpolate and class_names:
         raise typer.BadParameter("--interpolate takes no --class")
     numbers = parse_seeds(seeds)
-    if temperature is None:
-        temperature = usual_temperature(guidance)
     loaded = engine.load_generator(checkpoint)
     model, classes = loaded.model, loaded.config.classes
     if interpolate:

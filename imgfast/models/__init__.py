@@ -14,15 +14,16 @@ from imgfast.models.classifier import (
 )
 from imgfast.models.cost import Cost, GeneratorCost, cost, generator_cost
 from imgfast.models.generator import (
+    GUIDANCE,
     Generator,
     GeneratorConfig,
     build_generator,
     generator_config,
-    usual_temperature,
 )
 
 __all__ = [
     "ACTIVATIONS",
+    "GUIDANCE",
     "LAYERS",
     "MONOTONE",
     "NORMS",
@@ -40,5 +41,4 @@ __all__ = [
     "cost",
     "generator_config",
     "generator_cost",
-    "usual_temperature",
 ]

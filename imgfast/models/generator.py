@@ -22,6 +22,7 @@ from imgfast.models.configuration import check, from_plain
 from imgfast.models.prior import Prior
 from imgfast.models.tokenizer import MIN_SIDE, Tokenizer, halvings
 
+GUIDANCE = 3.0  # where none is asked for
 _BATCH = 64  # pictures that go through a network at once; fewer are padded
 
 # A configuration can come from a file that somebody else wrote: bounds on what it makes us build.
@@ -194,8 +195,8 @@ class Generator(nn.Module):
         self,
         labels: torch.Tensor,
         seeds: Sequence[int],
-        guidance: float = 2.0,
-        temperature: float | None = None,
+        guidance: float = GUIDANCE,
+        temperature: float = 1.0,
     ) -> torch.Tensor:
         """Draw the codes of new pictures.
 
@@ -203,10 +204,9 @@ class Generator(nn.Module):
             labels: int64 ``[N]``, numbers of classes.
             seeds: N integers in [0, 2^63), one for each picture.
             guidance: how far to move from what any class might be towards the class, see
-                :func:`imgfast.models.prior.guided`; 1 is the learned distribution, more gives
+                :meth:`imgfast.models.prior.Prior.sample`; 1 is the learned distribution, more gives
                 pictures that are truer to their class and less varied. In [0, 100].
-            temperature: of the softmax, in [0.01, 100]; below 1 safer, above 1 wilder. ``None``:
-                :func:`usual_temperature`.
+            temperature: of the softmax, in [0.01, 100]; below 1 safer, above 1 wilder.
 
         Returns:
             int64 ``[N, h, w]``, on the CPU.
@@ -217,8 +217,6 @@ class Generator(nn.Module):
         count, side = len(self.config.classes), self.config.side
         fits, shape = labels.shape == (len(seeds),), f"[{len(seeds)}], as many as seeds"
         _check_numbers("labels", labels, fits, shape, count)
-        if temperature is None:
-            temperature = usual_temperature(guidance)
         for name, value, low in (("guidance", guidance, 0.0), ("temperature", temperature, 0.01)):
             if not low <= value <= 100:
                 raise ValueError(f"generator: {name} must lie in [{low:g}, 100], got {value}")
@@ -234,8 +232,8 @@ class Generator(nn.Module):
         self,
         labels: torch.Tensor,
         seeds: Sequence[int],
-        guidance: float = 2.0,
-        temperature: float | None = None,
+        guidance: float = GUIDANCE,
+        temperature: float = 1.0,
     ) -> torch.Tensor:
         """``decode(sample(...))``: new pictures, uint8 ``[N, C, S, S]``."""
         return self.decode(self.sample(labels, seeds, guidance, temperature))
@@ -298,11 +296,6 @@ class Generator(nn.Module):
             rows.append(function(*full)[:count].cpu())
         self.train(was_training)
         return torch.cat(rows)
-
-
-def usual_temperature(guidance: float) -> float:
-    """1 for what was learned; 1.1 with guidance, which gives back some variety that it takes."""
-    return 1.1 if guidance > 1 else 1.0
 
 
 def _check_numbers(name: str, values: torch.Tensor, fits: bool, shape: str, count: int) -> None:

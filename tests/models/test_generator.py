@@ -57,8 +57,6 @@ def test_guidance_and_temperature_matter_and_the_global_state_does_not(model):
     assert torch.equal(model.sample(labels, seeds, 2.0, 1.0), first)
     assert not torch.equal(model.sample(labels, seeds, 1.0, 1.0), first)
     assert not torch.equal(model.sample(labels, seeds, 2.0, 0.5), first)
-    assert torch.equal(model.sample(labels, seeds, 2.0), model.sample(labels, seeds, 2.0, 1.1))
-    assert torch.equal(model.sample(labels, seeds, 1.0), model.sample(labels, seeds, 1.0, 1.0))
     assert model.sample(labels[:0], []).shape == (0, 7, 7)
     assert model.generate(labels[:0], []).shape == (0, 1, 28, 28)
 

@@ -72,7 +72,8 @@ def test_guidance_is_the_formula_and_sampling_the_inverse_cdf(prior, guidance):
     for place in range(SIDE**2):
         with_class = prior.logits(codes, labels)[:, place].double()
         without = prior.logits(codes, torch.full_like(labels, CLASSES))[:, place].double()
-        w = guidance - 1  # equation 6 of arXiv:2207.12598
+        # Equation 6 of arXiv:2207.12598, rising with the place.
+        w = (guidance - 1) * 2 * place / (SIDE**2 - 1)
         chances = (((1 + w) * with_class - w * without) / temperature).softmax(1)
         for row in range(count):
             reached, k = chances[row, 0], 0

@@ -28,7 +28,7 @@ from imgfast.data import ImageSet
 from imgfast.data.decode import Progress
 from imgfast.engine.generation.nearest_pictures import Nearest, nearest_pictures
 from imgfast.engine.generation.set_quality import Comparison, SetQuality
-from imgfast.models import Classifier, Generator
+from imgfast.models import GUIDANCE, Classifier, Generator
 
 NOT_INCEPTION = "distances are on this judge's features, not comparable with Inception FID"
 SHOWN, SHOWN_CLOSEST, SHOWN_NEIGHBOURS = 8, 2, 3  # pictures of a class that a report keeps
@@ -138,7 +138,7 @@ def report_generator(
     judge: Classifier,
     held_out: ImageSet,
     training: ImageSet,
-    guidances: Sequence[float] = (1.0, 2.0),
+    guidances: Sequence[float] = (1.0, GUIDANCE),
     per_class: int = 200,
     seed: int = 0,
     on_picture: Progress | None = None,

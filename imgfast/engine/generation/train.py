@@ -36,12 +36,12 @@ from imgfast.engine.train import OnStep, TrainError, random_state, resolve_devic
 from imgfast.engine.train_config import TrainConfig
 from imgfast.engine.training_state import State, read_state, save_state
 from imgfast.engine.training_step import TrainingStep, epoch_seed
-from imgfast.models import Generator, build_generator, classifier_config, generator_config
+from imgfast.models import GUIDANCE, Generator, build_generator, classifier_config, generator_config
 
 FEATURES, TOKENIZER, PRIOR = "features", "tokenizer", "prior"
 _FEATURE_WIDTHS = (32, 64, 128)
 _JUDGED = 2048  # held-out pictures that judge an epoch
-_ROWS, _COLUMNS, _GUIDANCE = 12, 8, 2.0  # of the sample sheets
+_ROWS, _COLUMNS = 12, 8  # of the sample sheets
 
 
 @dataclass(frozen=True)
@@ -309,11 +309,11 @@ class _Run:
             else:
                 labels = torch.full((_COLUMNS,), label)
                 seeds = [label * _COLUMNS + column for column in range(_COLUMNS)]
-                groups = [Group(self.judged.generate(labels, seeds, _GUIDANCE))]
+                groups = [Group(self.judged.generate(labels, seeds, GUIDANCE))]
             rows.append((name, groups))
         title = {
             TOKENIZER: f"epoch {epoch}: held-out pictures, each with its reconstruction",
-            PRIOR: f"epoch {epoch}: generated, guidance {_GUIDANCE:g}",
+            PRIOR: f"epoch {epoch}: generated, guidance {GUIDANCE:g}",
         }[stage.name]
         self.run.samples.mkdir(exist_ok=True)
         write_atomically(self.run.samples / f"epoch-{epoch:03}.png", draw_sheet(title, rows))

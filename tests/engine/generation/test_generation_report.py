@@ -14,7 +14,7 @@ from imgfast.data import load_data
 from imgfast.engine import load_checkpoint, predict_probabilities
 from imgfast.engine.generation.report import no_nearer, report_generator
 from imgfast.engine.generation.report_files import save_report
-from imgfast.models import build_classifier
+from imgfast.models import GUIDANCE, build_classifier
 
 STEP = 32  # of the codes below, which are pixels in 8 steps
 
@@ -33,7 +33,7 @@ class Known(torch.nn.Module):
     def decode(self, codes):
         return (codes * STEP + STEP // 2).to(torch.uint8)[:, None]
 
-    def generate(self, labels, seeds, guidance=2.0, temperature=1.0):
+    def generate(self, labels, seeds, guidance=GUIDANCE, temperature=1.0):
         wanted = list(zip(labels.tolist(), seeds, strict=True))
         self.calls += [(label, seed, guidance) for label, seed in wanted]
         return torch.stack([self.make(label, seed, guidance) for label, seed in wanted])
@@ -75,7 +75,7 @@ def real_or_means(training, fresh, means):
     """Unguided real pictures, guided class means."""
 
     def make(label, seed, guidance):
-        return means[label] if guidance == 2.0 else fresh[label][seed % len(fresh[label])]
+        return means[label] if guidance == GUIDANCE else fresh[label][seed % len(fresh[label])]
 
     return Known(training, make)
 
@@ -86,7 +86,7 @@ def copies_or_noise(training):
     known = in_classes(training)
 
     def make(label, seed, guidance):
-        if guidance == 2.0:
+        if guidance == GUIDANCE:
             dice = torch.Generator().manual_seed(seed)
             return torch.randint(0, 256, (1, 28, 28), generator=dice, dtype=torch.uint8)
         return known[label][seed % len(known[label])] // STEP * STEP + STEP // 2
@@ -123,7 +123,7 @@ def test_real_pictures_are_at_the_floor(found):
 
 def test_class_means_are_the_ceiling(found):
     means = found.generated[1]
-    assert means.guidance == 2.0
+    assert means.guidance == GUIDANCE
     same = ("frechet", "kernel", "agreement", "precision", "coverage", "class_agreement")
     for name in same:
         assert getattr(means, name) == pytest.approx(getattr(found.class_means, name), abs=1e-9)
@@ -290,7 +290,7 @@ def test_files_say_what_the_report_says(tmp_path, found, real_or_means, fresh, t
     values = json.loads((folder / "generation.json").read_text())
     assert values == json.loads(json.dumps(found.to_dict()))
     assert "not comparable with Inception FID" in values["note"]
-    assert [one["guidance"] for one in values["generated"]] == [1.0, 2.0]
+    assert [one["guidance"] for one in values["generated"]] == [1.0, GUIDANCE]
     names = {"generation.json", "neighbours.png", "reconstructions.png", "samples.png"}
     assert {file.name for file in folder.iterdir()} == names
 
