@@ -106,7 +106,7 @@ def instructions_missing(binary: str, arch: str) -> list[str]:
     return missing + [f"{arch}: no {kernel}" for kernel in INSTRUCTIONS if kernel not in checked]
 
 
-def made_from() -> tuple[str, str]:
+def made_from() -> list[str]:
     """The version of nvcc; and a digest of what it is given for all architectures."""
     toolkit = toolchain.find_toolkit(os.environ)
     every_arch = toolchain.cuda_arch_list(toolkit, (), {})
@@ -116,7 +116,7 @@ def made_from() -> tuple[str, str]:
     for path in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*")]):
         digest.update(f"\n{path.relative_to(csrc)} {path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
-    return f"nvcc {toolkit.version}", digest.hexdigest()
+    return [f"nvcc {toolkit.version}", digest.hexdigest()]
 
 
 def recorded() -> tuple[list[str], dict[tuple[str, str], dict]]:
@@ -144,7 +144,8 @@ def compare(table: list[dict], expected: dict[tuple[str, str], dict]) -> list[st
 
 def archs_to_build() -> str:
     """All, unless the table is of these sources and this nvcc; then the oldest."""
-    return "8.0" if recorded()[0] == [*made_from()] else ""
+    major, minor = min(toolchain.DEFAULT_ARCHS)
+    return f"{major}.{minor}" if recorded()[0] == made_from() else ""
 
 
 def check(binary: str, write: bool) -> None:
@@ -156,7 +157,7 @@ def check(binary: str, write: bool) -> None:
         if used.stack_bytes or used.local_bytes
     ]
     archs = sorted({arch for _, arch in found})
-    table, now = table_of(found), [*made_from()]
+    table, now = table_of(found), made_from()
     if write:
         if len(archs) < len(toolchain.DEFAULT_ARCHS):
             sys.exit(f"the table is of all architectures, {binary} is for {', '.join(archs)}")
