@@ -76,6 +76,10 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "causal_attention_backward(Tensor grad_out, Tensor qkv, Tensor logsumexp, float scale) "
       "-> Tensor grad_qkv");
 
+  // Number of the nearest row of book [K, D] for each row [N, D], csrc/cpu/nearest_code.h: float32
+  // or float64 to int64 [N].
+  m.def("nearest_code(Tensor rows, Tensor book) -> Tensor codes");
+
   // An exact copy of x by a kernel of this build; it exists where CUDA was built. See
   // csrc/cuda/cuda_probe.cuh.
   m.def("cuda_probe(Tensor x) -> Tensor");

@@ -6,6 +6,7 @@
 #include "causal_attention.h"
 #include "conv_relu_pool.h"
 #include "cross_entropy.h"
+#include "nearest_code.h"
 
 namespace imgfast::cpu {
 
@@ -16,6 +17,7 @@ struct KernelTable {
   ConvReLUPoolKernels conv_relu_pool;
   CrossEntropyKernels cross_entropy;
   CausalAttentionKernels causal_attention;
+  NearestCodeKernels nearest_code;
 };
 
 const char* isa_name(Isa isa);

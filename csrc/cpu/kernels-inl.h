@@ -15,6 +15,7 @@
 #include "cross_entropy_tile-inl.h"
 #include "dispatch.h"
 #include "math-inl.h"
+#include "nearest_code-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
@@ -56,6 +57,7 @@ const KernelTable kTable = {
         },
     .causal_attention = {causal_attention_scratch, causal_attention_forward,
                          causal_attention_backward},
+    .nearest_code = {nearest_code_units, nearest_code_scratch, nearest_code_find},
 };
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

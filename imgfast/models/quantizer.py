@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imgfast.ops.nearest_code import nearest_code, nearest_code_stock
+
 _DEAD_SHARE = 0.03  # of the mean use; below it a code is moved
 _REVIVED_SHARE = 0.3  # of the mean use; what a moved code is taken to have
 _KMEANS_ROUNDS = 8
@@ -41,6 +43,7 @@ class Quantizer(nn.Module):
         codes: K, their number.
         size: D, numbers in a code.
         decay: of the moving averages.
+        layers: ``imgfast`` or ``stock``, see :func:`imgfast.ops.nearest_code.nearest_code`.
 
     Attributes:
         book: float32 ``[K, D]``.
@@ -49,8 +52,9 @@ class Quantizer(nn.Module):
         started: int64 ``[]``, 1 after :meth:`start`.
     """
 
-    def __init__(self, codes: int, size: int, decay: float = 0.97) -> None:
+    def __init__(self, codes: int, size: int, decay: float = 0.97, layers: str = "imgfast") -> None:
         super().__init__()
+        self._nearest = nearest_code if layers == "imgfast" else nearest_code_stock
         self.decay = decay
         self.register_buffer("book", torch.randn(codes, size))
         self.register_buffer("count", torch.ones(codes))
@@ -61,8 +65,7 @@ class Quantizer(nn.Module):
     def nearest(self, rows: torch.Tensor) -> torch.Tensor:
         """Number of the nearest code of each row, float ``[N, D]`` to int64 ``[N]``; of several
         the first."""
-        squares = self.book.square().sum(1)
-        return torch.addmm(squares, rows, self.book.t(), alpha=-2).argmin(1)
+        return self._nearest(rows, self.book)
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """The vectors of codes: int64 ``[N, h, w]`` to float ``[N, D, h, w]``, channels_last."""

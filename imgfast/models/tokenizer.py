@@ -78,7 +78,7 @@ class Tokenizer(nn.Module):
             inputs = width
         parts["latent"] = nn.Conv2d(inputs, code_size, 1)
         self.encoder = nn.Sequential(parts)
-        self.quantizer = Quantizer(codes, code_size)
+        self.quantizer = Quantizer(codes, code_size, layers=layers)
         first, *others = decoder_widths
         parts = OrderedDict(down("conv", code_size, first, False))
         inputs = first
