@@ -58,7 +58,8 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
     const cpu::WeightCache::Key key = {
         reinterpret_cast<int64_t>(args.weight.data),
         static_cast<int64_t>(args.x.dtype),
-        p.winograd & kWinogradForward ? 8 * p.stride_h + winograd_points(p, p.P, p.Q) : 0,
+        p.winograd & kWinogradForward ? 8 * p.stride_h + winograd_points(p, p.P, p.Q)
+                                      : cpu::has_few_filters(p),
         args.bias != nullptr,
         p.groups,
         p.K,
@@ -91,7 +92,7 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
 
 // Which of a pass's kernels runs: see ConvReLUPoolKernels.
 int kernel_of(const ConvReLUPoolParams& p, int winograd) {
-  return p.winograd & winograd ? 1 : is_depthwise(p) ? 2 : 0;
+  return p.winograd & winograd ? 1 : is_depthwise(p) ? 2 : cpu::has_few_filters(p) ? 3 : 0;
 }
 
 ConvReLUPoolParams make_cpu_params(const Tensor& x, const Tensor& weight, const Ints& geometry) {
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
   const cpu::ConvReLUPoolKernels& kernels = cpu::kernels().conv_relu_pool;
   args.threads = torch::stable::get_num_threads();
   const int choice = kernel_of(p, kWinogradForward);
-  if (choice == 0) divide_direct(args, args.x.dtype == DType::kFloat64 ? 8 : 4);
+  if (choice == 0 || choice == 3) divide_direct(args, args.x.dtype == DType::kFloat64 ? 8 : 4);
   if (choice == 2) {
     const int64_t overlap = (p.pool_h - 1) * p.pool_dilation_h + 1 - p.pool_stride_h;
     divide_depthwise(args, p.PH, p.pool_stride_h * p.stride_h,

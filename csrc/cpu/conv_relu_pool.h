@@ -14,6 +14,7 @@ struct View4 {
 };
 
 inline constexpr int64_t kUnitsPerThread = 4;  // so that the last ones finish together
+inline constexpr int64_t kFewFilters = 4;      // at most, for the kernels whose lanes are channels
 inline constexpr int64_t kFilterStep = 32;  // a multiple of the filters that a kernel takes at once
 
 // Calls over the same tiles of x, which are transformed once for all of them; Winograd's alone, and
@@ -59,6 +60,12 @@ struct ConvBackwardArgs : Parts<ConvBackwardArgs> {
   void* grad_bias;       // [K]
 };
 
+// Filters that would leave most lanes empty, of channels that fill them.
+static inline bool has_few_filters(const ConvReLUPoolParams& p) {
+  return p.K <= kFewFilters && p.C >= 2 * kFewFilters && p.groups == 1 && p.pool == Pool::kNone &&
+         p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+}
+
 // Work is cut into units; calls on disjoint units may run in parallel, each with a scratch of its
 // own, aligned to 64 bytes. Sizes are in bytes.
 template <class Args>
@@ -80,11 +87,11 @@ struct SummedKernel {
   void (*reduce)(const ConvBackwardArgs&, int64_t slots);
 };
 
-// Each [0] directly, [1] by Winograd's algorithm, [2] for depthwise filters.
+// Each [0] directly, [1] by Winograd's algorithm, [2] for depthwise filters, [3] for few filters.
 struct ConvReLUPoolKernels {
-  PackedKernel<ConvForwardArgs> forward[3];
-  PackedKernel<ConvBackwardArgs> input[3];
-  SummedKernel weight[3];
+  PackedKernel<ConvForwardArgs> forward[4];
+  PackedKernel<ConvBackwardArgs> input[4];
+  SummedKernel weight[4];
   // Without a pool, the gradient at the convolution's output of image n, [P, Q, K] of the compute
   // type, from that at y; room for as many numbers again where the activation is differentiated.
   void (*output_gradient)(const ConvBackwardArgs&, int64_t n, void* out, void* room);

@@ -6,6 +6,7 @@
 #include "conv_backward_input-inl.h"
 #include "conv_backward_weight-inl.h"
 #include "conv_depthwise_backward-inl.h"
+#include "conv_few_filters-inl.h"
 #include "conv_forward-inl.h"
 #include "conv_gradient-inl.h"
 #include "conv_rows-inl.h"
@@ -29,19 +30,25 @@ const KernelTable kTable = {
                         {winograd_forward_pack_size, winograd_forward_pack,
                          winograd_forward_scratch, winograd_forward_units, winograd_forward},
                         {conv_forward_pack_size<true>, conv_forward_pack<true>,
-                         conv_forward_scratch<true>, conv_forward_units<true>, conv_forward<true>}},
+                         conv_forward_scratch<true>, conv_forward_units<true>, conv_forward<true>},
+                        {few_forward_pack_size, few_forward_pack, few_forward_scratch,
+                         few_forward_units, few_forward}},
             .input = {{conv_backward_input_pack_size, conv_backward_input_pack,
                        conv_backward_input_scratch, count_pooled_rows, conv_backward_input},
                       {winograd_input_pack_size, winograd_input_pack, winograd_input_scratch,
                        winograd_input_units, winograd_input},
                       {depthwise_input_pack_size, depthwise_input_pack, depthwise_input_scratch,
-                       depthwise_input_units, depthwise_input}},
+                       depthwise_input_units, depthwise_input},
+                      {few_input_pack_size, few_input_pack, few_input_scratch, few_input_units,
+                       few_input}},
             .weight = {{conv_backward_weight_partial_size, conv_backward_weight_scratch,
                         count_pooled_rows, conv_backward_weight, conv_backward_weight_reduce},
                        {winograd_weight_partial_size, winograd_weight_scratch,
                         winograd_weight_units, winograd_weight, winograd_weight_reduce},
                        {depthwise_weight_partial_size, depthwise_weight_scratch,
-                        depthwise_weight_units, depthwise_weight, depthwise_weight_reduce}},
+                        depthwise_weight_units, depthwise_weight, depthwise_weight_reduce},
+                       {few_weight_partial_size, few_weight_scratch, count_pooled_rows, few_weight,
+                        few_weight_reduce}},
             .output_gradient = conv_output_gradient,
         },
     .cross_entropy =

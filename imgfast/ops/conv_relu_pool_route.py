@@ -426,6 +426,13 @@ def _is_depthwise(spec, weight_shape) -> bool:
     return spec.groups > 1 and tuple(weight_shape[:2]) == (spec.groups, 1)
 
 
+def _has_few_filters(spec, weight_shape) -> bool:
+    """As has_few_filters in csrc/cpu/conv_relu_pool.h."""
+    filters, channels = weight_shape[:2]
+    plain = spec.pool == "none" and spec.stride == spec.dilation == (1, 1) and spec.groups == 1
+    return plain and filters <= 4 and channels >= 8
+
+
 def _no_winograd(spec, dtype, weight_shape) -> str | None:
     if _is_depthwise(spec, weight_shape):
         return "depthwise filters have kernels of their own"
@@ -447,6 +454,8 @@ def _winograd(spec, dtype, x_shape, weight_shape, needs_grad) -> Winograd:
         return passes
     costs = Costs(spec, x_shape, weight_shape, needs_grad)
     asked = spec.algorithm == "winograd"
+    if not asked and _has_few_filters(spec, weight_shape):
+        return passes
     for flag, (winograd, direct) in costs.passes().items():
         possible = flag == Winograd.FORWARD or spec.stride == (1, 1)
         if possible and (asked or winograd < direct):

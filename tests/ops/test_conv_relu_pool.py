@@ -147,6 +147,29 @@ def test_few_channels(channels, filters, taps, stride, window, layout, device):
     check(*tensors, stride=stride, padding=taps // 2, **window)
 
 
+# A few filters without a pool have kernels of their own, whose lanes are channels: 5 filters and 7
+# channels are beyond them. Rows of several strips, tiles of columns, taps in several passes, padding
+# beyond the filter; a filter of 1 x 1 is left to stock unless it is asked for.
+@pytest.mark.devices(simt_every=29)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    ("taps", "padding"), [((3, 3), 1), ((1, 1), 0), ((5, 2), (1, 3)), ((2, 7), (3, 0))]
+)
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("channels", [7, 8, 24, 65])
+@pytest.mark.parametrize("filters", [1, 4, 5])
+def test_few_filters(filters, channels, activation, taps, padding, layout, device):
+    tensors = make(2, channels, 19, 27, filters, *taps, layout=layout, device=device)
+    check(*tensors, padding=padding, activation=activation, pool="none", algorithm="direct")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("filters", [1, 4])
+def test_few_filters_in_other_dtypes(filters, dtype, device):
+    tensors = make(1, 40, 9, 70, filters, 3, 3, dtype=dtype, device=device)
+    check(*tensors, padding=1, activation="tanh", pool="none", algorithm="direct")
+
+
 # Windows of up to a whole vector of 4, 8 or 16 positions and beyond, taps that no block divides.
 @pytest.mark.devices(simt_every=31)
 @pytest.mark.parametrize("window", [1, (1, 4), (4, 1), (2, 4), (4, 2), (4, 4), (1, 16), (16, 1), 5])

@@ -186,3 +186,14 @@ def test_threads(algorithm):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@torch.no_grad()
+def test_kernels_of_one_weight_do_not_share_what_they_packed():
+    """Few filters of unit stride have a kernel of their own, which packs weights in its own way."""
+    x, weight, bias = make(1, 16, 8, 8, 3, 3, 3)
+    for call in range(2 * WARM):
+        for stride in (1, 2):
+            options = {"stride": stride, "padding": 1, "activation": "relu", "pool": "none"}
+            found = imgfast.conv_relu_pool(x, weight, bias, algorithm="direct", **options)
+            assert_near(found, stock(x, weight, bias, **options), f"call {call}, stride {stride}")

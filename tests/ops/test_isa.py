@@ -11,7 +11,7 @@ from imgfast import _C
 
 SUBSETS = {
     "test_conv_relu_pool.py": "map_sizes or layouts_and_dtypes or activations or windows or groups"
-    " or (few_channels and channels_last) or depthwise",
+    " or (few_channels and channels_last) or few_filters or depthwise",
     "test_conv_relu_pool_winograd.py": "map_sizes or channels_and_filters or codes",
     "test_conv_relu_pool_autograd.py": "gradcheck",
     "test_upsample_conv_relu.py": "values or dtypes",
