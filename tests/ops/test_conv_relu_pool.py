@@ -148,8 +148,8 @@ def test_few_channels(channels, filters, taps, stride, window, layout, device):
 
 
 # A few filters without a pool have kernels of their own, whose lanes are channels: 5 filters and 7
-# channels are beyond them. Rows of several strips, tiles of columns, taps in several passes, padding
-# beyond the filter; a filter of 1 x 1 is left to stock unless it is asked for.
+# channels are beyond them. Rows of several strips, tiles of columns, taps in several passes, and
+# padding beyond the filter; a filter of 1 x 1 is left to stock unless it is asked for.
 @pytest.mark.devices(simt_every=29)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(
