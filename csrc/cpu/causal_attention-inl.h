@@ -43,9 +43,9 @@ struct CausalAttention {
   static constexpr int kRows = X::kTileCols, kL = X::kLanes;
 
   const CausalAttentionArgs& a;
-  const int64_t rows = round_up(a.T, kRows);               // of a matrix of positions
-  const int64_t width = round_up(a.D, kL);                 // of a row of a head
-  const int64_t across = round_up(max_of(rows, a.T), kL);  // of a row of scores
+  const int64_t rows = round_up(a.T, kRows);  // of a matrix of positions
+  const int64_t width = round_up(a.D, kL);    // of a row of a head
+  const int64_t across = round_up(rows, kL);  // of a row of scores
   Arena arena;
   T *const queries = head(), *const keys = head(), *const values = head();
   T *const query_rate = arena.take<T>(rows), *const key_rate = arena.take<T>(rows);

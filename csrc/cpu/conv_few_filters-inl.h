@@ -7,8 +7,8 @@
 //                     there are as many as x has channels
 //   weight gradient   dw[k][tap] = sum over positions of dy[k] x[tap]
 //
-// All read strips, a few rows of one image. Units are rows, counted through all images; of the
-// forward pass runs of unit_rows.
+// All read strips, a few rows of one image. A unit is a row, counted through all images; of the
+// forward pass unit_rows rows.
 #pragma once
 
 #include "conv_gradient_strip-inl.h"
@@ -52,7 +52,7 @@ struct FewForward : FewFilters<X> {
   using T = typename X::T;
   int64_t parts;  // of an image
   Arena arena;
-  T *const strip, *const row;  // row: [rows][Q][K]
+  T *const strip, *const row;  // row: [Q][K]
 
   FewForward(const ConvForwardArgs& a, void* scratch)
       : FewFilters<X>(*a.params, a.unit_rows),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgfast.engine import TrainConfig
+from imgfast.engine import TrainConfig, muon
 from imgfast.engine.optimizer import (
     build_optimizers,
     moving_average,
@@ -26,20 +26,27 @@ def test_one_cycle():
     assert one_cycle(1.0, 0.25) == pytest.approx(0)
 
 
+def by_formula(weight, average, grad, lr, decay):
+    """Muon's step in float64, by a singular value decomposition; and the next average."""
+    average = average.lerp(grad, 0.05)
+    left, values, right = torch.linalg.svd(grad.lerp(average, 0.95), full_matrices=False)
+    values = values / values.square().sum().sqrt()
+    for a, b, c in muon._COEFFICIENTS:
+        values = a * values + b * values**3 + c * values**5
+    scale = 0.2 * max(weight.shape) ** 0.5
+    return weight * (1 - lr * decay) - lr * scale * left * values @ right, average
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_moves_filters_to_a_half_orthogonal_matrix(layout):
-    """Torch's Muon of the flattened weights, in either layout; AdamW for all else."""
+    """The formula for the flattened weights, in either layout; AdamW for all else."""
     config = TrainConfig(optimizer="muon", lr=0.01, weight_decay=0.1)
     model = build_classifier(CONFIG).to(memory_format=layout)
-    # As Muon is defined: on a matrix of its own.
     matrices = {
-        name: nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format).flatten(1))
+        name: (value.detach().double().flatten(1), torch.zeros_like(value).double().flatten(1))
         for name, value in model.named_parameters()
         if value.ndim == 4
     }
-    reference = torch.optim.Muon(
-        matrices.values(), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-    )
     adamw = [
         nn.Parameter(value.detach().clone()) for value in model.parameters() if value.ndim != 4
     ]
@@ -51,20 +58,52 @@ def test_muon_moves_filters_to_a_half_orthogonal_matrix(layout):
         for name, value in model.named_parameters():
             value.grad = torch.randn(value.shape, generator=generator)
             if value.ndim == 4:
-                matrices[name].grad = value.grad.flatten(1)
+                grad = value.grad.double().flatten(1)
+                matrices[name] = by_formula(*matrices[name], grad, 0.01, 0.1)
             else:
                 next(rest).grad = value.grad
-        for optimizer in (*optimizers, reference, other):
+        for optimizer in (*optimizers, other):
             optimizer.step()
     rest = iter(adamw)
     for name, value in model.named_parameters():
         if value.ndim == 4:
-            # Torch's iteration runs in bfloat16, ours in float32.
-            torch.testing.assert_close(value.flatten(1), matrices[name], rtol=0, atol=1e-3)
+            torch.testing.assert_close(
+                value.flatten(1).double(), matrices[name][0], rtol=0, atol=1e-5
+            )
         else:
             torch.testing.assert_close(value, next(rest))
     start = build_classifier(CONFIG).stages.conv2.weight
     assert (model.stages.conv2.weight - start).abs().mean() > 2e-3  # and it did move
+
+
+@pytest.mark.parametrize("shape", [(3, 96, 384), (1, 300, 40), (2, 1, 9)])
+def test_orthogonalised(shape):
+    """Singular values are all about one, and the matrices do not turn."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = muon.orthogonalised(matrices)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.72 and values.max() < 1.28
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    nearest = (found * (left @ right)).sum((1, 2)) / values.norm(dim=1)
+    torch.testing.assert_close(
+        nearest / min(shape[1:]) ** 0.5, torch.ones(shape[0]), rtol=0.05, atol=0
+    )
+
+
+def test_the_polynomials_are_those_of_least_deviation():
+    """Each deviates from 1 as far at four points of its range, up and down in turn: Chebyshev's
+    condition, for three coefficients."""
+    low, high = 0.01, 1.0
+    for a, b, c in muon._COEFFICIENTS:
+        x = torch.linspace(low, high, 100_001, dtype=torch.float64)
+        away = a * x + b * x**3 + c * x**5 - 1
+        deviation = away.abs().max()
+        turns = away[1:-1][(away[1:-1] - away[:-2]) * (away[2:] - away[1:-1]) < 0]
+        extremes = torch.cat([away[:1], turns, away[-1:]])
+        signs = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+        torch.testing.assert_close(extremes, signs * deviation, rtol=2e-3, atol=0)
+        low, high = float(1 - deviation), float(1 + deviation)
+    assert low > 0.73 and high < 1.27
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
