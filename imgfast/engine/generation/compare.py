@@ -1,8 +1,8 @@
 """Pictures a second of a generator's parts beside the same networks in stock PyTorch.
 
-As :mod:`imgfast.engine.compare`: equal weights, checked to give equal pictures, both layouts,
-interleaved, medians. Training steps are those of training, with losses and optimizer; the features
-of the perceptual loss come from an untrained classifier, which takes the same time.
+As :mod:`imgfast.engine.compare`: equal weights, checked to give equal pictures and losses, both
+layouts, interleaved, medians. Training steps are those of training, with losses and optimizer; the
+features of the perceptual loss come from an untrained classifier, which takes the same time.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ def compare_generator(
     reference = sides["stock", "NCHW"].decode()
     for side in sides.values():
         torch.testing.assert_close(side.decode(), reference, rtol=1e-3, atol=1e-3)
+    expected = sides["stock", "NCHW"].losses()
+    for side in sides.values():
+        torch.testing.assert_close(side.losses(), expected, rtol=1e-2, atol=0)
     results = []
     for task in ("decoding", "tokenizer step", "prior step"):
         calls = {
@@ -86,8 +89,14 @@ class _Side:
     def decode(self) -> torch.Tensor:
         return self.model.eval().tokenizer.decode(self.codes)
 
-    def tokenizer_step(self) -> None:
-        self.tokenizer.run(self.batch, 1e-3)
+    def tokenizer_step(self, rate: float = 1e-3) -> torch.Tensor:
+        return self.tokenizer.run(self.batch, rate)
 
-    def prior_step(self) -> None:
-        self.prior.run(self.batch, 1e-3)
+    def prior_step(self, rate: float = 1e-3) -> torch.Tensor:
+        return self.prior.run(self.batch, rate)
+
+    def losses(self) -> torch.Tensor:
+        """Of a step of each kind that changes nothing but the codes, which start with the first."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return torch.stack([self.tokenizer_step(0.0), self.prior_step(0.0)])

@@ -16,16 +16,19 @@ from imgfast.models import Classifier
 
 
 class PerceptualLoss(nn.Module):
-    """``sum over stages of mean (f(y) - f(x))^2 / mean f(x)^2``, f a stage's output.
+    """``sum over stages of mean (f(y) - f(x))^2 / mean f(x)^2``, f a stage's output: of a
+    convolution with what belongs to it, activation and pool.
 
     Args:
-        model: a trained classifier without norm; it is kept without gradients of its weights.
+        model: a trained classifier without norm, in either kind of layers; it is kept without
+            gradients of its weights.
         stages: how many of its stages count.
     """
 
     def __init__(self, model: Classifier, stages: int = 3) -> None:
         super().__init__()
-        self.stages = model.stages[:stages].eval().requires_grad_(False)
+        self.stages = nn.ModuleList(_by_convolution(model)[:stages])
+        self.eval().requires_grad_(False)
 
     def forward(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The distance of pictures ``y`` from ``x``, float ``[N, C, S, S]``, normalised; only ``y``
@@ -43,3 +46,13 @@ class PerceptualLoss(nn.Module):
             x = stage(x)
             features.append(x)
         return features
+
+
+def _by_convolution(model: Classifier) -> list[nn.Sequential]:
+    """Its stages; one is one module of fused layers, and several of stock ones."""
+    stages: list[nn.Sequential] = []
+    for module in model.stages:
+        if isinstance(module, nn.Conv2d):
+            stages.append(nn.Sequential())
+        stages[-1].append(module)
+    return stages
