@@ -40,7 +40,7 @@ struct NearestCode {
     }
   }
 
-  // Scores of kCodes codes from number k on; best and found are what went before.
+  // Scores of kCodes codes from number k on; best and code are of those before.
   [[gnu::noinline]] void score(int64_t k, V (&best)[kVectors], V (&code)[kVectors]) const {
     V sums[kCodes][kVectors];
     for (int i = 0; i < kCodes; i++)

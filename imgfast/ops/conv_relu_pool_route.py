@@ -471,7 +471,8 @@ def _explain(spec, weight_shape, winograd, isa, needs_grad) -> str:
         return name if flag in winograd else otherwise
 
     depthwise = _is_depthwise(spec, weight_shape)
-    sums = "dense sums" if depthwise else "sparse sums"
+    dense = depthwise or _has_few_filters(spec, weight_shape)
+    sums = "dense sums" if dense else "sparse sums"
     convolution = "depthwise convolution" if depthwise else "direct convolution"
     text = f"{route(Winograd.FORWARD, convolution)}, {isa}"
     if needs_grad:
