@@ -80,6 +80,14 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
   // or float64 to int64 [N].
   m.def("nearest_code(Tensor rows, Tensor book) -> Tensor codes");
 
+  // y[n][t] = x[n][t] + sum over j of weight[j] x[n][places[j][t]], csrc/cpu/neighbour_mix.h: x is
+  // dense [N, T, D], float32 or float64, weight [J, D], places int64 [J, T], -1 for none.
+  // grad_weight [units, J, D] is to be summed over the units.
+  m.def("neighbour_mix(Tensor x, Tensor weight, Tensor places) -> Tensor y");
+  m.def(
+      "neighbour_mix_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor places) "
+      "-> (Tensor grad_x, Tensor grad_weight)");
+
   // An exact copy of x by a kernel of this build; it exists where CUDA was built. See
   // csrc/cuda/cuda_probe.cuh.
   m.def("cuda_probe(Tensor x) -> Tensor");

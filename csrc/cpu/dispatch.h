@@ -7,6 +7,7 @@
 #include "conv_relu_pool.h"
 #include "cross_entropy.h"
 #include "nearest_code.h"
+#include "neighbour_mix.h"
 
 namespace imgfast::cpu {
 
@@ -18,6 +19,7 @@ struct KernelTable {
   CrossEntropyKernels cross_entropy;
   CausalAttentionKernels causal_attention;
   NearestCodeKernels nearest_code;
+  NeighbourMixKernels neighbour_mix;
 };
 
 const char* isa_name(Isa isa);

@@ -17,6 +17,7 @@
 #include "dispatch.h"
 #include "math-inl.h"
 #include "nearest_code-inl.h"
+#include "neighbour_mix-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
@@ -65,6 +66,7 @@ const KernelTable kTable = {
     .causal_attention = {causal_attention_scratch, causal_attention_forward,
                          causal_attention_backward},
     .nearest_code = {nearest_code_units, nearest_code_scratch, nearest_code_find},
+    .neighbour_mix = {neighbour_mix_forward, neighbour_mix_backward},
 };
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

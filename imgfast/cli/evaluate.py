@@ -48,6 +48,9 @@ def evaluate(
     guidance: Annotated[
         float | None, typer.Option(help="Of a generator, beside 1. Default: 3.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of a generator. Default: as of generate.")
+    ] = None,
     per_class: Annotated[
         int | None, typer.Option(min=4, help="Of a generator: pictures. Default: 200.")
     ] = None,
@@ -75,10 +78,17 @@ def evaluate(
         "ood": ood,
         "abstain": abstain,
     }
-    of_generators = {"judge": judge, "guidance": guidance, "per-class": per_class}
+    of_generators = {
+        "judge": judge,
+        "guidance": guidance,
+        "temperature": temperature,
+        "per-class": per_class,
+    }
     _refuse(of_classifiers if kind == GENERATOR else of_generators, checkpoint, kind)
     if kind == GENERATOR:
-        evaluate_generator(checkpoint, judge, data, per_class, guidance, seed, folder, as_json)
+        evaluate_generator(
+            checkpoint, judge, data, per_class, guidance, temperature, seed, folder, as_json
+        )
         return
     if mirror and (attack or ood is not None):
         raise ValueError("evaluate: --mirror goes with neither --attack nor --ood")

@@ -21,6 +21,7 @@ def evaluate_generator(
     data: str | None,
     per_class: int | None,
     guidance: float | None,
+    temperature: float | None,
     seed: int,
     folder: Path | None,
     as_json: bool,
@@ -52,6 +53,7 @@ def evaluate_generator(
             tuple(dict.fromkeys(guidances)),
             per_class or PER_CLASS,
             seed,
+            temperature,
             on_picture,
         )
     if folder is not None:

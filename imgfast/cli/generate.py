@@ -19,7 +19,7 @@ from imgfast.data import load_picture, with_channels
 from imgfast.data.atomic import write_atomically
 from imgfast.engine.generation.contact_sheet import Group, draw_sheet
 from imgfast.engine.generation.provenance import picture_png, sheet_png
-from imgfast.models import GUIDANCE, Generator
+from imgfast.models import GUIDANCE, Generator, usual_temperature
 
 _MAX_PICTURES = 100_000  # of one call
 _MAX_SHEET = 4096  # pictures on a sheet
@@ -57,11 +57,13 @@ def generate(
     guidance: Annotated[
         float,
         typer.Option(
-            help="1 draws what was learned; more is truer to the class and less varied, at twice "
-            "the time."
+            help="1 is none; more is truer to the class and less varied, at twice the time."
         ),
     ] = GUIDANCE,
-    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 wilder.")] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Below 1 safer, above 1 wilder. Default: 1, without guidance 0.9."),
+    ] = None,
     interpolate: Annotated[
         tuple[Path, Path] | None,
         typer.Option(help="Two picture files; draw the way from the first to the second instead."),
@@ -80,6 +82,8 @@ def generate(
         raise typer.BadParameter("--out or --grid must say where the pictures go")
     if interpolate and class_names:
         raise typer.BadParameter("--interpolate takes no --class")
+    if temperature is None:
+        temperature = usual_temperature(guidance)
     numbers = parse_seeds(seeds)
     loaded = engine.load_generator(checkpoint)
     model, classes = loaded.model, loaded.config.classes

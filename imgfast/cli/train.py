@@ -154,6 +154,9 @@ def train(
         int | None,
         _generator_option("Of the classifier that judges likeness.", "feature_epochs"),
     ] = None,
+    prior_batch_size: Annotated[
+        int | None, _generator_option("Pictures in a step of the second stage.", "prior_batch_size")
+    ] = None,
     prior_lr: Annotated[
         float | None, _generator_option("Peak learning rate of the second stage.", "prior_lr")
     ] = None,

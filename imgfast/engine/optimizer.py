@@ -28,6 +28,14 @@ def one_cycle(progress: float, warmup: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
 
+def straight_cycle(progress: float, warmup: float) -> float:
+    """As :func:`one_cycle`, but for a linear fall, which stays high for longer and ends sooner.
+
+    Source: S. Bergsma et al., "Straight to zero", 2025, arXiv:2502.15938.
+    """
+    return min(progress / warmup, (1 - progress) / (1 - warmup))
+
+
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimizers of a model, which together update every weight once a step.
 

@@ -19,6 +19,7 @@ from imgfast.models.generator import (
     GeneratorConfig,
     build_generator,
     generator_config,
+    usual_temperature,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "cost",
     "generator_config",
     "generator_cost",
+    "usual_temperature",
 ]

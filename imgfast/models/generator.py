@@ -23,6 +23,7 @@ from imgfast.models.prior import Prior
 from imgfast.models.tokenizer import MIN_SIDE, Tokenizer, halvings
 
 GUIDANCE = 3.0  # where none is asked for
+_UNGUIDED_TEMPERATURE = 0.9
 _BATCH = 64  # pictures that go through a network at once; fewer are padded
 
 # A configuration can come from a file that somebody else wrote: bounds on what it makes us build.
@@ -196,7 +197,7 @@ class Generator(nn.Module):
         labels: torch.Tensor,
         seeds: Sequence[int],
         guidance: float = GUIDANCE,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> torch.Tensor:
         """Draw the codes of new pictures.
 
@@ -206,7 +207,8 @@ class Generator(nn.Module):
             guidance: how far to move from what any class might be towards the class, see
                 :meth:`imgfast.models.prior.Prior.sample`; 1 is the learned distribution, more gives
                 pictures that are truer to their class and less varied. In [0, 100].
-            temperature: of the softmax, in [0.01, 100]; below 1 safer, above 1 wilder.
+            temperature: of the softmax, in [0.01, 100]; below 1 safer, above 1 wilder. Without,
+                :func:`usual_temperature`.
 
         Returns:
             int64 ``[N, h, w]``, on the CPU.
@@ -214,6 +216,8 @@ class Generator(nn.Module):
         Raises:
             ValueError: an argument of another type, shape or range.
         """
+        if temperature is None:
+            temperature = usual_temperature(guidance)
         count, side = len(self.config.classes), self.config.side
         fits, shape = labels.shape == (len(seeds),), f"[{len(seeds)}], as many as seeds"
         _check_numbers("labels", labels, fits, shape, count)
@@ -233,7 +237,7 @@ class Generator(nn.Module):
         labels: torch.Tensor,
         seeds: Sequence[int],
         guidance: float = GUIDANCE,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> torch.Tensor:
         """``decode(sample(...))``: new pictures, uint8 ``[N, C, S, S]``."""
         return self.decode(self.sample(labels, seeds, guidance, temperature))
@@ -296,6 +300,15 @@ class Generator(nn.Module):
             rows.append(function(*full)[:count].cpu())
         self.train(was_training)
         return torch.cat(rows)
+
+
+def usual_temperature(guidance: float) -> float:
+    """The temperature where none is asked for: 1, and 0.9 without guidance.
+
+    A prior gives codes that never occur a little probability each. One of many draws is such a
+    code, and those after it have to make the best of it. Guidance leaves them less.
+    """
+    return 1.0 if guidance > 1 else _UNGUIDED_TEMPERATURE
 
 
 def _check_numbers(name: str, values: torch.Tensor, fits: bool, shape: str, count: int) -> None:

@@ -1,9 +1,10 @@
 """The prior: which codes go together, as a causal transformer over the codes in raster order.
 
 A code's logits see the codes before it and the class. Beside attention they see the neighbours that
-are known already, left, above, above right and above left, as embeddings at the input. Training
-drops the class of some pictures, so that sampling can move away from the prediction without one:
-classifier-free guidance (J. Ho and T. Salimans, 2022, arXiv:2207.12598).
+are known already, left, above, above right and above left, as embeddings at the input, and as
+hidden states in front of each feed-forward layer. Training drops the class of some pictures, so
+that sampling can move away from the prediction without one: classifier-free guidance (J. Ho and
+T. Salimans, 2022, arXiv:2207.12598).
 
 Pre-norm blocks without biases; queries and keys are normalised (M. Dehghani et al., 2023,
 arXiv:2302.05442).
@@ -11,12 +12,15 @@ arXiv:2302.05442).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from imgfast.models.feed_forward import FeedForward
 from imgfast.ops.causal_attention import causal_attention, causal_attention_stock, normalised
+from imgfast.ops.neighbour_mix import neighbour_mix, neighbour_mix_stock
 
 _EMBEDDED = (
     0.5  # standard deviation of the numbers that the neighbours are, or the class is, at first
@@ -34,8 +38,9 @@ class Prior(nn.Module):
         width: D.
         depth: blocks.
         heads: of the attention; ``D / heads`` must be whole.
-        layers: ``imgfast`` or ``stock``, see :class:`imgfast.models.feed_forward.FeedForward` and
-            :func:`imgfast.ops.causal_attention.causal_attention`.
+        layers: ``imgfast`` or ``stock``, see :class:`imgfast.models.feed_forward.FeedForward`,
+            :func:`imgfast.ops.causal_attention.causal_attention` and
+            :func:`imgfast.ops.neighbour_mix.neighbour_mix`.
     """
 
     def __init__(
@@ -55,7 +60,9 @@ class Prior(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(codes + 1, width) for _ in neighbours)
         self.place = nn.Parameter(torch.empty(self.length, width))
         self.label = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads, layers) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, len(neighbours), layers) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, codes)
         for embedding in self.embeddings:
@@ -102,7 +109,7 @@ class Prior(nn.Module):
         """
         x = self._embed(codes, labels, slice(None))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, self.neighbours)
         return self.norm(x)
 
     def logits(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -132,11 +139,11 @@ class Prior(nn.Module):
             labels: int64 ``[N]``.
             uniforms: float64 ``[N, T]`` in [0, 1), one random number for each code: the code is the
                 first whose cumulative probability exceeds it.
-            guidance: of :func:`guided`, the mean over the codes; 1 samples what was learned, at
-                half the cost. It rises evenly from 1 at the first code, so that the class says less
-                about the layout, and more about what follows from it: more varied pictures than
-                with one guidance for all codes, as true to the class (H. Chang et al., "Muse",
-                2023, arXiv:2301.00704, section 2.7).
+            guidance: of :func:`guided`, the mean over the codes; 1 is none, at half the cost. It
+                rises evenly from 1 at the first code, so that the class says less about the layout,
+                and more about what follows from it: more varied pictures than with one guidance for
+                all codes, as true to the class (H. Chang et al., "Muse", 2023, arXiv:2301.00704,
+                section 2.7).
             temperature: of the softmax, above 0; below 1 likely codes become likelier.
 
         Returns:
@@ -164,11 +171,16 @@ class Prior(nn.Module):
         """float ``[N, K]`` of the code at ``place``, after the calls for all earlier places."""
         x = self._embed(codes, labels, slice(place, place + 1))
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, (cache, place))
+            x = block(x, self.neighbours, (cache, place))
         return self.head(self.norm(x)).squeeze(1)
 
 
-Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values, [N, heads, T, D / heads] each
+class Cache(NamedTuple):
+    """What a block keeps of earlier positions while codes are drawn."""
+
+    keys: torch.Tensor  # [N, heads, T, D / heads]
+    values: torch.Tensor
+    normed: torch.Tensor  # [N, T + 1, D], before mixing; the last one, of no neighbour, is zero
 
 
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -181,12 +193,17 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: flo
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``, of ``[N, T, D]``."""
+    """``x + attention(norm(x))``, then ``x + feed_forward(mix(norm(x)))``, of ``[N, T, D]``.
 
-    def __init__(self, width: int, heads: int, layers: str = "imgfast") -> None:
+    ``mix`` adds the known neighbours of each position, weighted number by number.
+    """
+
+    def __init__(self, width: int, heads: int, neighbours: int, layers: str = "imgfast") -> None:
         super().__init__()
         self.heads = heads
-        self.attend = causal_attention if layers == "imgfast" else causal_attention_stock
+        ours = layers == "imgfast"
+        self.attend = causal_attention if ours else causal_attention_stock
+        self.mix = neighbour_mix if ours else neighbour_mix_stock
         # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
         # for 64 numbers, and the network can sharpen no further.
         self.scale = 1.5 / (width // heads) ** 0.5
@@ -194,24 +211,37 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.norm2 = nn.LayerNorm(width, bias=False)
+        self.neighbour_weight = nn.Parameter(torch.zeros(neighbours, width))  # their weights
         self.feed_forward = FeedForward(width, layers)
         nn.init.zeros_(self.out.weight)  # a new block is the identity
 
     def cache(self, count: int, length: int) -> Cache:
-        """Room for the keys and values of ``count`` rows of ``length`` codes."""
-        width = self.out.in_features
+        """Room for ``count`` rows of ``length`` codes."""
+        width, like = self.out.in_features, self.out.weight
         shape = (count, self.heads, length, width // self.heads)
-        return self.out.weight.new_empty(shape), self.out.weight.new_empty(shape)
+        normed = like.new_zeros(count, length + 1, width)
+        return Cache(like.new_empty(shape), like.new_empty(shape), normed)
 
-    def forward(self, x: torch.Tensor, cached: tuple[Cache, int] | None = None) -> torch.Tensor:
-        """Of all positions at once; or, with a cache and a position, of that one alone."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        neighbours: torch.Tensor,
+        cached: tuple[Cache, int] | None = None,
+    ) -> torch.Tensor:
+        """Of all positions at once; or, with a cache and a position, of that one alone.
+
+        Args:
+            x: ``[N, T, D]``, or ``[N, 1, D]``.
+            neighbours: int64 ``[J, T]``, the places of each position's, -1 for none.
+            cached: what the calls for earlier positions left, and the position.
+        """
         n, length, width = x.shape
         size = width // self.heads
         qkv = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, size)
         if cached is None:
             mixed = self.attend(qkv, self.scale)
         else:
-            (keys, values), place = cached
+            (keys, values, normed), place = cached
             query, key, value = qkv.unbind(2)
             keys[:, :, place : place + 1] = normalised(key).transpose(1, 2)
             values[:, :, place : place + 1] = value.transpose(1, 2)
@@ -222,7 +252,13 @@ class Block(nn.Module):
                 scale=self.scale,
             ).transpose(1, 2)
         x = x + self.out(mixed.reshape(n, length, width))
-        return x + self.feed_forward(self.norm2(x))
+        y = self.norm2(x)
+        if cached is None:
+            y = self.mix(y, self.neighbour_weight, neighbours)
+        else:
+            normed[:, place : place + 1] = y
+            y = y + (normed[:, neighbours[:, place]] * self.neighbour_weight).sum(1, keepdim=True)
+        return x + self.feed_forward(y)
 
 
 def _neighbours(side: int) -> torch.Tensor:

@@ -110,7 +110,17 @@ def test_the_table_has_every_set_and_says_what_it_is_not(workspace):
     assert f"reconstruction {found['reconstruction_psnr']:.2f} dB (PSNR)" in text
     for one in found["generated"]:
         flag = "not copying" if one["not_copying"] else "copying"
-        assert f"guidance {one['guidance']:g}: {flag}; nearest" in text
+        heat = {1.0: "0.9", 3.0: "1"}[one["guidance"]]
+        assert f"guidance {one['guidance']:g}, temperature {heat}: {flag}; nearest" in text
+
+
+def test_the_temperature_is_that_of_both_sets(workspace):
+    found = json.loads(evaluate(*JUDGED, "--temperature", 0.5, "--json").stdout)
+    usual = json.loads(evaluate(*JUDGED, "--json").stdout)
+    assert [one["temperature"] for one in found["generated"]] == [0.5, 0.5]
+    assert [one["temperature"] for one in usual["generated"]] == [0.9, 1.0]
+    for one, other in zip(found["generated"], usual["generated"], strict=True):
+        assert one["frechet"] != other["frechet"]
 
 
 def test_guidance_1_is_judged_once(workspace):

@@ -110,6 +110,9 @@ def test_pictures_of_a_class_with_their_provenance(workspace, trained):
     done = imgfast(*arguments, "--seeds", 3, "--out", "alone", "--guidance", 1.5)
     assert done.exit_code == 0 and "1 pictures in alone" in done.stdout
     assert Path("alone/Ankle-boot-3.png").read_bytes() == Path(names[3]).read_bytes()
+    done = imgfast(*arguments, "--seeds", 3, "--out", "unguided", "--guidance", 1)
+    with Image.open("unguided/Ankle-boot-3.png") as image:
+        assert image.text["Temperature"] == "0.9"
 
 
 def test_a_sheet_of_all_classes(workspace, trained):

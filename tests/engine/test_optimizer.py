@@ -13,6 +13,7 @@ from imgfast.engine.optimizer import (
     one_cycle,
     optimizer_tensors,
     restore_optimizers,
+    straight_cycle,
 )
 from imgfast.models import build_classifier, classifier_config
 
@@ -24,6 +25,11 @@ def test_one_cycle():
     assert one_cycle(0.25, 0.25) == 1
     assert one_cycle(0.625, 0.25) == pytest.approx(0.5)  # half of the way down
     assert one_cycle(1.0, 0.25) == pytest.approx(0)
+
+
+def test_straight_cycle():
+    shares = [straight_cycle(progress, 0.25) for progress in (0.0, 0.125, 0.25, 0.625, 1.0)]
+    assert shares == [0.0, 0.5, 1.0, 0.5, 0.0]
 
 
 def by_formula(weight, average, grad, lr, decay):

@@ -10,6 +10,7 @@ from imgfast.models import (
     build_generator,
     generator_config,
     generator_cost,
+    usual_temperature,
 )
 
 SMALL = {
@@ -57,6 +58,10 @@ def test_guidance_and_temperature_matter_and_the_global_state_does_not(model):
     assert torch.equal(model.sample(labels, seeds, 2.0, 1.0), first)
     assert not torch.equal(model.sample(labels, seeds, 1.0, 1.0), first)
     assert not torch.equal(model.sample(labels, seeds, 2.0, 0.5), first)
+    for guidance, usual in ((1.0, 0.9), (0.5, 0.9), (1.5, 1.0)):
+        assert usual_temperature(guidance) == usual
+        known = model.sample(labels, seeds, guidance, usual)
+        assert torch.equal(model.sample(labels, seeds, guidance), known)
     assert model.sample(labels[:0], []).shape == (0, 7, 7)
     assert model.generate(labels[:0], []).shape == (0, 1, 28, 28)
 

@@ -17,6 +17,7 @@ SUBSETS = {
     "test_upsample_conv_relu.py": "values or dtypes",
     "test_causal_attention.py": "values or scales",
     "test_nearest_code.py": "nearest",
+    "test_neighbour_mix.py": "values",
     "test_linear_cross_entropy.py": "sizes or options or special",
     "test_cross_entropy_extras.py": "parts or lam_at or infinite_logits or test_correct",
     "test_cross_entropy.py": "counts or layouts or special or blocks or rising or float16",

@@ -71,7 +71,9 @@ class _Side:
             0, config.codes, (batch, config.side, config.side), generator=generator
         )
         data = ImageSet("random", images, labels, config.classes, config.mean, config.std)
-        recipe = GeneratorTrainConfig(epochs=1, layers=layers, batch_size=batch)
+        recipe = GeneratorTrainConfig(
+            epochs=1, layers=layers, batch_size=batch, prior_batch_size=batch
+        )
         self.model = build_generator(config, layers).to(memory_format=LAYOUTS[layout])
         perceptual = None
         if len(config.classes) > 1:

@@ -39,7 +39,8 @@ class PriorStep:
         self.device = model.place.device
         self.codes, self.labels = codes.flatten(1).to(self.device), labels.to(self.device)
         self.average = moving_average(model, config.ema) if config.ema else None
-        matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
+        layers = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+        matrices = [layer.weight for layer in layers]
         kept = {id(weight) for weight in matrices}
         others = [weight for weight in model.parameters() if id(weight) not in kept]
         groups = [{"params": others, "weight_decay": 0.0}]
@@ -49,7 +50,7 @@ class PriorStep:
         else:
             groups.append({"params": matrices, "weight_decay": config.weight_decay})
         self.optimizers.append(torch.optim.AdamW(groups, config.prior_lr, (0.9, 0.95), fused=True))
-        self.batch_size = min(config.batch_size, len(codes))
+        self.batch_size = min(config.prior_batch_size, len(codes))
         self.batches = len(codes) // self.batch_size
 
     @property

@@ -18,7 +18,7 @@ pictures. Copies would be as near as the reconstructions of training pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -28,7 +28,7 @@ from imgfast.data import ImageSet
 from imgfast.data.decode import Progress
 from imgfast.engine.generation.nearest_pictures import Nearest, nearest_pictures
 from imgfast.engine.generation.set_quality import Comparison, SetQuality
-from imgfast.models import GUIDANCE, Classifier, Generator
+from imgfast.models import GUIDANCE, Classifier, Generator, usual_temperature
 
 NOT_INCEPTION = "distances are on this judge's features, not comparable with Inception FID"
 SHOWN, SHOWN_CLOSEST, SHOWN_NEIGHBOURS = 8, 2, 3  # pictures of a class that a report keeps
@@ -141,6 +141,7 @@ def report_generator(
     guidances: Sequence[float] = (1.0, GUIDANCE),
     per_class: int = 200,
     seed: int = 0,
+    temperature: float | None = None,
     on_picture: Progress | None = None,
 ) -> GeneratorReport:
     """Judge a generator; see the top of this file.
@@ -150,10 +151,12 @@ def report_generator(
         judge: a classifier of the same classes and size of pictures; batch norm is folded first.
         held_out: pictures that neither was trained on, at least 8 of each class.
         training: what the generator was trained on.
-        guidances: of the generated sets; 1 is the learned distribution.
+        guidances: of the generated sets; 1 is none.
         per_class: pictures of a class in each set, at least 4. Fewer are taken where a class has
             not twice as many held-out pictures, or a set would not fit into some 256 MB.
         seed: of the choice of pictures, the noise, and the generated pictures.
+        temperature: of the generated sets; without, :func:`imgfast.models.usual_temperature` of
+            each. 1, and guidance 1, are the learned distribution.
         on_picture: called with (done so far, all).
 
     Raises:
@@ -208,10 +211,12 @@ def report_generator(
 
     sets, samples = [], []
     for guidance in guidances:
-        images = _generate(generator, labels, seed, guidance, advance)
+        heat = usual_temperature(guidance) if temperature is None else temperature
+        images = _generate(generator, labels, seed, (guidance, heat), advance)
         closest = nearest_pictures(images, training.images, min(SHOWN_NEIGHBOURS, len(training)))
         distance = closest.distance[:, 0]
         known = {
+            "temperature": heat,
             **_distances(distance),
             "novelty": _novelty(distance.median().item(), copy, away.median().item()),
             "not_copying": no_nearer(distance, away),
@@ -292,14 +297,18 @@ def _choose(data: ImageSet, number: int, dice: torch.Generator) -> torch.Tensor:
 
 
 def _generate(
-    generator: Generator, labels: torch.Tensor, seed: int, guidance: float, advance: Any
+    generator: Generator,
+    labels: torch.Tensor,
+    seed: int,
+    how: tuple[float, float],
+    advance: Callable[[int], None],
 ) -> torch.Tensor:
-    """A picture a label, each by a seed of its own."""
+    """A picture a label, each by a seed of its own; ``how`` is guidance and temperature."""
     images = []
     for start in range(0, len(labels), _BATCH):
         part = labels[start : start + _BATCH]
         first = seed * len(labels) + start
-        images.append(generator.generate(part, range(first, first + len(part)), guidance))
+        images.append(generator.generate(part, range(first, first + len(part)), *how))
         advance(len(part))
     return torch.cat(images)
 

@@ -36,7 +36,9 @@ def save_report(
     write_atomically(folder / "generation.json", text.encode())
     shown = report.pictures
     names = report.classes[:_ROWS]
-    strengths = [f"guidance {one.guidance:g}" for one in report.generated]
+    strengths = [
+        f"guidance {one.guidance:g}, temperature {one.temperature:g}" for one in report.generated
+    ]
     rows = [
         (name, [Group(images[row]) for images in shown.generated]) for row, name in enumerate(names)
     ]

@@ -20,7 +20,7 @@ class SetQuality:
 
     Args:
         kind: what it is, as in :mod:`imgfast.engine.generation.report`.
-        guidance: of a generated set.
+        guidance, temperature: of a generated set.
         agreement: share of pictures that the judge takes for the class they are meant to be of.
         agreement_interval: 95%, Wilson's score interval.
         class_agreement: for each class.
@@ -43,6 +43,7 @@ class SetQuality:
 
     kind: str
     guidance: float | None
+    temperature: float | None
     agreement: float
     agreement_interval: tuple[float, float]
     class_agreement: tuple[float, ...]
@@ -96,7 +97,12 @@ class Comparison:
         self.ceiling = frechet_distance(self._judged(means)[0], self.features)
 
     def quality(
-        self, kind: str, images: torch.Tensor, guidance: float | None = None, **known: Any
+        self,
+        kind: str,
+        images: torch.Tensor,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        **known: Any,
     ) -> SetQuality:
         """All figures of a set but for those that are known."""
         features, right = self._judged(images)
@@ -106,6 +112,7 @@ class Comparison:
         return SetQuality(
             kind,
             guidance,
+            temperature,
             agreement=right.mean().item(),
             agreement_interval=wilson_interval(right.mean().item(), len(right)),
             class_agreement=tuple(right.view(-1, self.number).mean(1).tolist()),

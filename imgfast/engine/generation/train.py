@@ -30,7 +30,7 @@ from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.prior_step import PriorStep, code_loss
 from imgfast.engine.generation.tokenizer_step import TokenizerStep
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
-from imgfast.engine.optimizer import one_cycle
+from imgfast.engine.optimizer import one_cycle, straight_cycle
 from imgfast.engine.run_folder import RunFolder
 from imgfast.engine.train import OnStep, TrainError, random_state, resolve_device
 from imgfast.engine.train_config import TrainConfig
@@ -72,10 +72,11 @@ class GeneratorResult:
 
 
 class Stage(NamedTuple):
-    """A stage of the training, and how many epochs it has."""
+    """A stage of the training, how many epochs it has, and steps in each."""
 
     name: str
     epochs: int
+    steps: int
 
 
 def train_generator(
@@ -136,10 +137,14 @@ class _Run:
         )
         self.finished: dict[str, torch.nn.Module] = {}  # what earlier stages have trained
         judging = config.perceptual > 0 and len(data.classes) > 1
+        pictures = len(self.train_set)
+        steps, prior_steps = (
+            pictures // min(size, pictures) for size in (config.batch_size, config.prior_batch_size)
+        )
         self.stages = [
-            *([Stage(FEATURES, config.feature_epochs)] if judging else []),
-            Stage(TOKENIZER, config.tokenizer_epochs),
-            Stage(PRIOR, config.prior_epochs),
+            *([Stage(FEATURES, config.feature_epochs, steps)] if judging else []),
+            Stage(TOKENIZER, config.tokenizer_epochs, steps),
+            Stage(PRIOR, config.prior_epochs, prior_steps),
         ]
         self.summary = {
             **dataclasses.asdict(config),
@@ -230,23 +235,21 @@ class _Run:
         self, stage: Stage, step: Any, epoch: int, on_step: OnStep | None
     ) -> tuple[float, float]:
         """Train for one epoch of a stage: mean loss, and the last learning rate."""
-        config = self.config
-        peak = {FEATURES: None, TOKENIZER: config.lr, PRIOR: config.prior_lr}[stage.name]
-        warmup = config.warmup
-        if peak is None:
-            peak, warmup = step.config.lr, step.config.warmup
-        done, steps = (epoch - 1) * step.batches, stage.epochs * step.batches
-        before = step.batches * len(self.metrics)
-        overall = step.batches * sum(stage.epochs for stage in self.stages)
+        recipe = step.config  # the classifier of features has one of its own
+        peak = recipe.prior_lr if stage.name == PRIOR else recipe.lr
+        cycle = one_cycle if stage.name == FEATURES else straight_cycle
+        done, steps = (epoch - 1) * stage.steps, stage.epochs * stage.steps
+        before = sum(len(self._lines(other.name)) * other.steps for other in self.stages)
+        overall = sum(other.epochs * other.steps for other in self.stages)
         figures = self.metrics[-1] if self.metrics else {}
         started = time.perf_counter()
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(step.begin_epoch(epoch), start=1):
-            rate = peak * one_cycle((done + number - 0.5) / steps, warmup)
+            rate = peak * cycle((done + number - 0.5) / steps, recipe.warmup)
             total += step.run(batch, rate)
             if on_step is not None:
                 on_step(before + number, overall, figures)
-        loss = total.item() / step.batches  # waits for the device
+        loss = total.item() / stage.steps  # waits for the device
         if not math.isfinite(loss):
             option = "--prior-lr" if stage.name == PRIOR else "--lr"
             raise TrainError(

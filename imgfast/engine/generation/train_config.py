@@ -47,7 +47,7 @@ class GeneratorTrainConfig:
         tokenizer_epochs, prior_epochs: of one stage where it is not to be ``epochs``. Without any,
             :meth:`resolved` takes 2 and 1 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
-        batch_size: pictures in a step.
+        batch_size, prior_batch_size: pictures in a step, and in one of the prior's stage.
         optimizer: ``muon`` for convolutions of the tokenizer and matrices of the
             prior's blocks, with AdamW for the rest; see :mod:`imgfast.engine.muon`.
         lr, prior_lr: peaks of the learning-rate cycles.
@@ -83,6 +83,7 @@ class GeneratorTrainConfig:
     prior_epochs: int | None = None
     feature_epochs: int = 1
     batch_size: int = 64
+    prior_batch_size: int = 32
     optimizer: str = "muon"
     lr: float = 3e-3
     prior_lr: float = 6e-3
@@ -122,7 +123,7 @@ class GeneratorTrainConfig:
             {
                 "seed": (0, 2**63 - 1),
                 **dict.fromkeys(["epochs", *_SHOWN, "feature_epochs"], (1, 100_000)),
-                "batch_size": (1, 1 << 20),
+                **dict.fromkeys(["batch_size", "prior_batch_size"], (1, 1 << 20)),
                 "lr": (1e-8, 10.0),
                 "prior_lr": (1e-8, 10.0),
                 "weight_decay": (0.0, 10.0),

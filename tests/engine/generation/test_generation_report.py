@@ -25,7 +25,7 @@ class Known(torch.nn.Module):
     def __init__(self, data, make):
         super().__init__()
         self.config = SimpleNamespace(classes=data.classes, channels=1, image_size=28, codes=12)
-        self.make, self.calls = make, []
+        self.make, self.calls, self.temperatures = make, [], []
 
     def encode(self, images):
         return (images[:, 0] // STEP).long()
@@ -33,9 +33,10 @@ class Known(torch.nn.Module):
     def decode(self, codes):
         return (codes * STEP + STEP // 2).to(torch.uint8)[:, None]
 
-    def generate(self, labels, seeds, guidance=GUIDANCE, temperature=1.0):
+    def generate(self, labels, seeds, guidance=GUIDANCE, temperature=None):
         wanted = list(zip(labels.tolist(), seeds, strict=True))
         self.calls += [(label, seed, guidance) for label, seed in wanted]
+        self.temperatures.append(temperature)
         return torch.stack([self.make(label, seed, guidance) for label, seed in wanted])
 
 
@@ -197,6 +198,7 @@ def test_both_guidances_get_the_same_seeds_of_each_class(judge, held_out, traini
     assert [call[2] for call in model.calls] == [1.0] * 70 + [3.5] * 70
     unguided, guided = ([call[:2] for call in model.calls[start:][:70]] for start in (0, 70))
     assert unguided == guided == [(i // 7, 2 * 70 + i) for i in range(70)]
+    assert model.temperatures == [0.9] * 2 + [1.0] * 2  # 64 pictures at a time
     assert steps[-1] == (700, 700) and steps == sorted(steps)
     # Of each class the two that are nearest to a training picture are shown.
     for label, distances in enumerate(first.pictures.distances):

@@ -33,7 +33,7 @@ NETWORK = {
     "prior_depth": 1,
     "prior_heads": 2,
 }
-FAST = {**NETWORK, "batch_size": 48, "ema": 0.9}
+FAST = {**NETWORK, "batch_size": 48, "prior_batch_size": 40, "ema": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,16 @@ def test_the_perceptual_loss_is_relative_and_blind_to_equal_pictures(layers, few
     found.backward()
     assert y.grad.abs().sum() > 0
     assert all(value.grad is None for value in loss.parameters())
+
+
+def test_progress_counts_the_steps_of_every_stage(tmp_path, few):
+    told = []
+    config = GeneratorTrainConfig(epochs=1, **(FAST | {"prior_batch_size": 16}))
+    run = RunFolder(tmp_path / "run")
+    result = train_generator(few, config, run, lambda *step: told.append(step[:2]))
+    pictures = len(few) - len(result.held_out)
+    steps = 2 * (pictures // 48) + pictures // 16
+    assert told == [(step, steps) for step in range(1, steps + 1)]
 
 
 def test_the_folder_says_what_happened(whole, few):

@@ -1,0 +1,93 @@
+// Mixing the positions of sequences on the CPU: validate, share out the sequences, register. The
+// kernels are in cpu/neighbour_mix-inl.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "empty.h"
+#include "tensor_dtype.h"
+
+namespace imgfast {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kWorthAThread = 1
+                                  << 16;  // numbers that are read below which a thread is too much
+
+struct Call {
+  cpu::NeighbourMixArgs args{};
+  int64_t units;
+
+  Call(const Tensor& x, const Tensor& weight, const Tensor& places) {
+    STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.is_contiguous(),
+                    "neighbour_mix: x must be dense [N, T, D] on the CPU");
+    auto& a = args;
+    a.dtype = dtype_of(x, "neighbour_mix", "x");
+    STD_TORCH_CHECK(a.dtype == DType::kFloat32 || a.dtype == DType::kFloat64,
+                    "neighbour_mix: x must be float32 or float64");
+    a.N = x.size(0), a.T = x.size(1), a.D = x.size(2), a.J = weight.dim() ? weight.size(0) : 0;
+    STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(1) == a.D &&
+                        weight.scalar_type() == x.scalar_type() && weight.is_contiguous(),
+                    "neighbour_mix: weight must be dense [J, D] of x's D and dtype");
+    STD_TORCH_CHECK(a.J <= cpu::kMostNeighbours, "neighbour_mix: weight must be of at most ",
+                    cpu::kMostNeighbours, " neighbours, got ", a.J);
+    STD_TORCH_CHECK(places.is_cpu() && places.dim() == 2 && places.size(0) == a.J &&
+                        places.size(1) == a.T && places.is_contiguous() &&
+                        places.scalar_type() == torch::headeronly::ScalarType::Long,
+                    "neighbour_mix: places must be dense int64 [J, T]");
+    a.places = static_cast<const int64_t*>(places.data_ptr());
+    const bool inside = std::all_of(a.places, a.places + a.J * a.T,
+                                    [&](int64_t place) { return -1 <= place && place < a.T; });
+    STD_TORCH_CHECK(inside, "neighbour_mix: places must lie in [-1, ", a.T, ")");
+    a.x = x.data_ptr(), a.weight = weight.data_ptr();
+    units = (a.N + cpu::kMixedAtOnce - 1) / cpu::kMixedAtOnce;
+  }
+
+  void run(decltype(cpu::NeighbourMixKernels::forward) kernel) const {
+    if (units == 0) return;
+    const int64_t work = cpu::kMixedAtOnce * args.T * args.D * (1 + args.J);
+    const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work));
+    torch::stable::parallel_for(0, units, grain,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+};
+
+Tensor neighbour_mix(const Tensor& x, const Tensor& weight, const Tensor& places) {
+  Call call(x, weight, places);
+  Tensor y = imgfast::empty_like(x);
+  call.args.y = y.data_ptr();
+  call.run(cpu::kernels().neighbour_mix.forward);
+  return y;
+}
+
+// grad_weight is a row for each unit, to be summed up.
+std::tuple<Tensor, Tensor> neighbour_mix_backward(const Tensor& grad_y, const Tensor& x,
+                                                  const Tensor& weight, const Tensor& places) {
+  Call call(x, weight, places);
+  auto& a = call.args;
+  STD_TORCH_CHECK(grad_y.is_cpu() && grad_y.scalar_type() == x.scalar_type() &&
+                      grad_y.is_contiguous() && grad_y.numel() == x.numel(),
+                  "neighbour_mix: grad_y must be dense [N, T, D] of x's dtype");
+  Tensor grad_x = imgfast::empty_like(x);
+  Tensor grad_weight = empty({{call.units, a.J, a.D}}, x.scalar_type());
+  a.grad_y = grad_y.data_ptr();
+  a.grad_x = grad_x.data_ptr();
+  a.grad_weight = grad_weight.data_ptr();
+  call.run(cpu::kernels().neighbour_mix.backward);
+  return {grad_x, grad_weight};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(imgfast, CPU, m) {
+  m.impl("neighbour_mix", TORCH_BOX(&neighbour_mix));
+  m.impl("neighbour_mix_backward", TORCH_BOX(&neighbour_mix_backward));
+}
+
+}  // namespace imgfast
