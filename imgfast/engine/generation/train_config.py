@@ -25,8 +25,8 @@ GENERATOR_NETWORK = (
     "prior_depth",
     "prior_heads",
 )
-# How many pictures a stage is shown where no epochs are given, and its largest number of epochs.
-_SHOWN = {"tokenizer_epochs": (120_000, 60), "prior_epochs": (60_000, 20)}
+# How many pictures a stage is shown where no epochs are given, its fewest epochs and its most.
+_SHOWN = {"tokenizer_epochs": (120_000, 1, 60), "prior_epochs": (60_000, 2, 20)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GeneratorTrainConfig:
         seed: of the split, the weights, the order, what is dropped and revived.
         epochs: passes over the pictures in the stages of tokenizer and prior, each.
         tokenizer_epochs, prior_epochs: of one stage where it is not to be ``epochs``. Without any,
-            :meth:`resolved` takes 2 and 1 for 60,000 pictures, and for fewer pictures more.
+            :meth:`resolved` takes 2 and 2 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
         batch_size, prior_batch_size: pictures in a step, and in one of the prior's stage.
         optimizer: ``muon`` for convolutions of the tokenizer and matrices of the
@@ -139,9 +139,9 @@ class GeneratorTrainConfig:
     def resolved(self, pictures: int) -> GeneratorTrainConfig:
         """The recipe for that many training pictures, with the numbers of epochs filled in."""
         epochs = {}
-        for name, (shown, most) in _SHOWN.items():
+        for name, (shown, least, most) in _SHOWN.items():
             if getattr(self, name) is None:
-                epochs[name] = epochs_showing(pictures, shown, most)
+                epochs[name] = max(least, epochs_showing(pictures, shown, most))
         return dataclasses.replace(self, **epochs)
 
     @property

@@ -292,13 +292,14 @@ def test_settings_are_checked(change, rule):
 @pytest.mark.parametrize(
     "given, pictures, expected",
     [
-        ({}, 60_000, (2, 1)),
+        ({}, 60_000, (2, 2)),
+        ({}, 25_000, (5, 2)),
         ({}, 11_200, (11, 5)),
         ({}, 100, (60, 20)),
-        ({}, 10**7, (1, 1)),
+        ({}, 10**7, (1, 2)),
         ({"epochs": 3}, 100, (3, 3)),
         ({"epochs": 3, "prior_epochs": 5}, 100, (3, 5)),
-        ({"tokenizer_epochs": 4}, 60_000, (4, 1)),
+        ({"tokenizer_epochs": 4}, 60_000, (4, 2)),
     ],
 )
 def test_fewer_pictures_get_more_epochs(given, pictures, expected):
