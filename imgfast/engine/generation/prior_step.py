@@ -39,8 +39,7 @@ class PriorStep:
         self.device = model.place.device
         self.codes, self.labels = codes.flatten(1).to(self.device), labels.to(self.device)
         self.average = moving_average(model, config.ema) if config.ema else None
-        layers = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
-        matrices = [layer.weight for layer in layers]
+        matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
         kept = {id(weight) for weight in matrices}
         others = [weight for weight in model.parameters() if id(weight) not in kept]
         groups = [{"params": others, "weight_decay": 0.0}]
