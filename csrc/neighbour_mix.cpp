@@ -17,8 +17,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kWorthAThread = 1
-                                  << 16;  // numbers that are read below which a thread is too much
+constexpr int64_t kWorthAThread = 1 << 16;  // numbers read below which a thread does not pay
 
 struct Call {
   cpu::NeighbourMixArgs args{};

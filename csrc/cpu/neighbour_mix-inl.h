@@ -18,7 +18,7 @@ struct NeighbourMix {
   const T* const weight = static_cast<const T*>(a.weight);
   const int64_t size = a.T * a.D;  // of a sequence
 
-  // The neighbours of position t that there are: number `of` j, at p[i].
+  // The neighbours of a position that there are: where their weights begin, and where their rows.
   struct Neighbours {
     int64_t of[kMostNeighbours], at[kMostNeighbours];
     int count = 0;
