@@ -76,6 +76,14 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "causal_attention_backward(Tensor grad_out, Tensor qkv, Tensor logsumexp, float scale) "
       "-> Tensor grad_qkv");
 
+  // y = h^2 down^T with h = x up^T where that exceeds the threshold, else 0; x is dense [N, D], up
+  // [H, D], down [D, H], all float32 or float64; h is kept for backward, in the tiles of
+  // csrc/cpu/feed_forward.h.
+  m.def("feed_forward(Tensor x, Tensor up, Tensor down, float threshold) -> (Tensor y, Tensor h)");
+  m.def(
+      "feed_forward_backward(Tensor grad_y, Tensor x, Tensor up, Tensor down, Tensor h) "
+      "-> (Tensor grad_x, Tensor grad_up, Tensor grad_down)");
+
   // Number of the nearest row of book [K, D] for each row [N, D], csrc/cpu/nearest_code.h: float32
   // or float64 to int64 [N].
   m.def("nearest_code(Tensor rows, Tensor book) -> Tensor codes");

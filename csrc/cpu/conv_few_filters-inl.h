@@ -104,6 +104,7 @@ template <class X, int kColumns>
                                                int64_t width, typename X::T bias,
                                                typename X::T* out, int64_t step) {
   typename X::V sums[kColumns];
+#pragma GCC unroll 24
   for (auto& sum : sums) sum = X::zero();
   for (int64_t r = 0; r < p.R; r++, in += width * channels) {
     const typename X::T* from = in;

@@ -6,6 +6,7 @@
 #include "causal_attention.h"
 #include "conv_relu_pool.h"
 #include "cross_entropy.h"
+#include "feed_forward.h"
 #include "nearest_code.h"
 #include "neighbour_mix.h"
 
@@ -18,6 +19,7 @@ struct KernelTable {
   ConvReLUPoolKernels conv_relu_pool;
   CrossEntropyKernels cross_entropy;
   CausalAttentionKernels causal_attention;
+  FeedForwardKernels feed_forward;
   NearestCodeKernels nearest_code;
   NeighbourMixKernels neighbour_mix;
 };

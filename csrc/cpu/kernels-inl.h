@@ -15,6 +15,7 @@
 #include "cross_entropy-inl.h"
 #include "cross_entropy_tile-inl.h"
 #include "dispatch.h"
+#include "feed_forward-inl.h"
 #include "math-inl.h"
 #include "nearest_code-inl.h"
 #include "neighbour_mix-inl.h"
@@ -65,6 +66,8 @@ const KernelTable kTable = {
         },
     .causal_attention = {causal_attention_scratch, causal_attention_forward,
                          causal_attention_backward},
+    .feed_forward = {feed_forward_scratch, feed_forward_forward, feed_forward_backward_rows,
+                     feed_forward_backward_weights},
     .nearest_code = {nearest_code_units, nearest_code_scratch, nearest_code_find},
     .neighbour_mix = {neighbour_mix_forward, neighbour_mix_backward},
 };

@@ -144,6 +144,10 @@ def train(
     prior_heads: Annotated[
         int | None, _generator_option("Of its attention. Default: one for 32 numbers.")
     ] = None,
+    prior_threshold: Annotated[
+        float | None,
+        _generator_option("What its hidden numbers must exceed to count. Default: 0.5."),
+    ] = None,
     tokenizer_epochs: Annotated[
         int | None, _generator_option("Of the first stage, instead of --epochs.")
     ] = None,

@@ -29,7 +29,7 @@ _BATCH = 64  # pictures that go through a network at once; fewer are padded
 # A configuration can come from a file that somebody else wrote: bounds on what it makes us build.
 _MAX_SIZE, _MAX_WIDTH, _MAX_CLASSES = 512, 1024, 10_000
 _MAX_CODES, _MAX_CODE_SIZE = 1 << 16, 256
-_MAX_PRIOR_WIDTH, _MAX_DEPTH = 2048, 64
+_MAX_PRIOR_WIDTH, _MAX_DEPTH, _MAX_THRESHOLD = 2048, 64, 100
 
 _check = functools.partial(check, "generator")
 
@@ -51,6 +51,8 @@ class GeneratorConfig:
         prior_width: numbers in a hidden state of the prior.
         prior_depth: its blocks.
         prior_heads: of its attention; a divisor of ``prior_width``.
+        prior_threshold: a hidden number of its feed-forward layers that does not exceed it counts
+            as zero. Most do not, and cost next to nothing.
 
     Raises:
         ValueError: a value outside its range.
@@ -68,6 +70,7 @@ class GeneratorConfig:
     prior_width: int = 96
     prior_depth: int = 4
     prior_heads: int = 3
+    prior_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         _check(1 <= len(self.classes) <= _MAX_CLASSES, "classes", "1 to 10000 names", self.classes)
@@ -94,6 +97,8 @@ class GeneratorConfig:
         divides = self.prior_width % self.prior_heads == 0
         rule = f"a divisor of prior_width {self.prior_width}"
         _check(divides, "prior_heads", rule, self.prior_heads)
+        rule, threshold = f"0 to {_MAX_THRESHOLD}", self.prior_threshold
+        _check(0 <= threshold <= _MAX_THRESHOLD, "prior_threshold", rule, threshold)
         for name, values in (("mean", self.mean), ("std", self.std)):
             _check(len(values) == self.channels, name, f"{self.channels} numbers", values)
             _check(all(abs(value) <= 1e3 for value in values), name, "finite", values)
@@ -154,6 +159,7 @@ class Generator(nn.Module):
             config.prior_width,
             config.prior_depth,
             config.prior_heads,
+            config.prior_threshold,
             layers,
         )
 

@@ -38,7 +38,9 @@ class Prior(nn.Module):
         width: D.
         depth: blocks.
         heads: of the attention; ``D / heads`` must be whole.
-        layers: ``imgfast`` or ``stock``, see :class:`imgfast.models.feed_forward.FeedForward`,
+        threshold: of the feed-forward layers, see
+            :func:`imgfast.ops.feed_forward.feed_forward`.
+        layers: ``imgfast`` or ``stock``, see :func:`imgfast.ops.feed_forward.feed_forward`,
             :func:`imgfast.ops.causal_attention.causal_attention` and
             :func:`imgfast.ops.neighbour_mix.neighbour_mix`.
     """
@@ -51,6 +53,7 @@ class Prior(nn.Module):
         width: int,
         depth: int,
         heads: int,
+        threshold: float,
         layers: str = "imgfast",
     ) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class Prior(nn.Module):
         self.place = nn.Parameter(torch.empty(self.length, width))
         self.label = nn.Embedding(classes + 1, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, len(neighbours), layers) for _ in range(depth)
+            Block(width, heads, len(neighbours), threshold, layers) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, codes)
@@ -198,7 +201,9 @@ class Block(nn.Module):
     ``mix`` adds the known neighbours of each position, weighted number by number.
     """
 
-    def __init__(self, width: int, heads: int, neighbours: int, layers: str = "imgfast") -> None:
+    def __init__(
+        self, width: int, heads: int, neighbours: int, threshold: float, layers: str = "imgfast"
+    ) -> None:
         super().__init__()
         self.heads = heads
         ours = layers == "imgfast"
@@ -212,7 +217,7 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.norm2 = nn.LayerNorm(width, bias=False)
         self.neighbour_weight = nn.Parameter(torch.zeros(neighbours, width))  # their weights
-        self.feed_forward = FeedForward(width, layers)
+        self.feed_forward = FeedForward(width, threshold, layers)
         nn.init.zeros_(self.out.weight)  # a new block is the identity
 
     def cache(self, count: int, length: int) -> Cache:

@@ -12,7 +12,7 @@ CLASSES, CODES, SIDE = 3, 11, 4
 def prior():
     """A small network whose blocks are no identities any more."""
     torch.manual_seed(0)
-    model = Prior(CLASSES, CODES, SIDE, width=24, depth=2, heads=3).eval()
+    model = Prior(CLASSES, CODES, SIDE, width=24, depth=2, heads=3, threshold=0.2).eval()
     for name, value in model.named_parameters():
         if value.ndim == 2 and name.startswith(("blocks", "head")):
             torch.nn.init.normal_(value, std=0.3)
@@ -109,7 +109,7 @@ def test_uniforms_at_the_ends_are_codes(prior):
 def test_it_starts_with_alike_codes_alike():
     """Distances of embeddings and of weights of the head are those of the book, nearly."""
     torch.manual_seed(0)
-    prior, book = Prior(CLASSES, CODES, SIDE, 512, 1, 2), torch.randn(CODES, 3) * 7 + 2
+    prior, book = Prior(CLASSES, CODES, SIDE, 512, 1, 2, 0.5), torch.randn(CODES, 3) * 7 + 2
     outside = prior.embeddings[0].weight[-1].clone()
     prior.start(book, seed=5)
     away = torch.pdist(book)
@@ -120,7 +120,7 @@ def test_it_starts_with_alike_codes_alike():
         prior.embeddings[0].weight[:-1].std(), torch.tensor(0.25), rtol=0.1, atol=0
     )
     assert torch.equal(prior.embeddings[0].weight[-1], outside)
-    again = Prior(CLASSES, CODES, SIDE, 512, 1, 2)
+    again = Prior(CLASSES, CODES, SIDE, 512, 1, 2, 0.5)
     again.start(book, seed=5)
     assert torch.equal(again.head.weight, prior.head.weight)
     again.start(torch.ones(CODES, 3), seed=5)  # a book of one vector

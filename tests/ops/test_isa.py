@@ -16,6 +16,7 @@ SUBSETS = {
     "test_conv_relu_pool_autograd.py": "gradcheck",
     "test_upsample_conv_relu.py": "values or dtypes",
     "test_causal_attention.py": "values or scales",
+    "test_feed_forward.py": "values",
     "test_nearest_code.py": "nearest",
     "test_neighbour_mix.py": "values",
     "test_linear_cross_entropy.py": "sizes or options or special",

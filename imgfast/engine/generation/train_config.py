@@ -24,6 +24,7 @@ GENERATOR_NETWORK = (
     "prior_width",
     "prior_depth",
     "prior_heads",
+    "prior_threshold",
 )
 # How many pictures a stage is shown where no epochs are given, its fewest epochs and its most.
 _SHOWN = {"tokenizer_epochs": (120_000, 1, 60), "prior_epochs": (60_000, 2, 20)}
@@ -39,8 +40,8 @@ class GeneratorTrainConfig:
 
     Args:
         model: ``generator``.
-        encoder_widths, decoder_widths, codes, code_size, prior_width, prior_depth, prior_heads: of
-            the network where they are not to be the defaults, see
+        encoder_widths, decoder_widths, codes, code_size, prior_width, prior_depth, prior_heads,
+            prior_threshold: of the network where they are not to be the defaults, see
             :class:`imgfast.models.GeneratorConfig`.
         seed: of the split, the weights, the order, what is dropped and revived.
         epochs: passes over the pictures in the stages of tokenizer and prior, each.
@@ -77,6 +78,7 @@ class GeneratorTrainConfig:
     prior_width: int | None = None
     prior_depth: int | None = None
     prior_heads: int | None = None
+    prior_threshold: float | None = None
     seed: int = 0
     epochs: int | None = None
     tokenizer_epochs: int | None = None

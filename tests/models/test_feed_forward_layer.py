@@ -1,24 +1,21 @@
-"""The feed-forward half of a block: rows in parts give what the layers give."""
+"""The feed-forward half of a block: the kernel gives what the layers give."""
 
 import pytest
 import torch
 
-from imgfast.models import feed_forward
 from imgfast.models.feed_forward import FeedForward
 
 
-def twins(width):
+def twins(width, threshold=0.3):
     torch.manual_seed(0)
-    ours, stock = FeedForward(width), FeedForward(width, "stock")
+    ours, stock = FeedForward(width, threshold), FeedForward(width, threshold, "stock")
     torch.nn.init.normal_(ours.down.weight, std=0.1)
     stock.load_state_dict(ours.state_dict())
     return ours.double(), stock.double()
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 8), (1, 8), (0, 8), (3, 0, 8), (2, 3, 11, 8)])
-@pytest.mark.parametrize("rows", [1, 4, 1000])
-def test_value_and_gradients_are_those_of_the_layers(shape, rows, monkeypatch):
-    monkeypatch.setattr(feed_forward, "_PART_BYTES", rows * 32 * 8)
+def test_value_and_gradients_are_those_of_the_layers(shape):
     ours, stock = twins(8)
     x = torch.randn(shape, dtype=torch.float64)
     found = []
@@ -31,7 +28,7 @@ def test_value_and_gradients_are_those_of_the_layers(shape, rows, monkeypatch):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_parts_do_not_matter_to_strides_of_the_caller():
+def test_strides_of_the_caller():
     ours, stock = twins(8)
     x = torch.randn(8, 6, 5, dtype=torch.float64).permute(1, 2, 0)
     torch.testing.assert_close(ours(x), stock(x))
@@ -44,4 +41,4 @@ def test_autocast_takes_the_layers():
 
 
 def test_a_new_one_gives_zeros():
-    assert not FeedForward(8)(torch.randn(3, 8)).any()
+    assert not FeedForward(8, 0.0)(torch.randn(3, 8)).any()

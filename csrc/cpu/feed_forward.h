@@ -1,0 +1,48 @@
+// The feed-forward half of a transformer's block, with a threshold and a square between its layers:
+//
+//   z[n] = U x[n]   h[n] = z[n] where z[n] > threshold, else 0   y[n] = V (h[n] h[n])
+//
+// of which many or most h are zero: what they would be multiplied by is not looked at.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtype.h"
+
+namespace imgfast::cpu {
+
+// A tile of hidden numbers, [kFedRows][kFedHidden]. What is kept of them is in tiles, those of the
+// same rows one after the other; tiles that reach beyond N or H are whole, too.
+inline constexpr int64_t kFedRows = 48, kFedHidden = 64;
+
+// Tensors are dense, of dtype float32 or float64.
+struct FeedForwardArgs {
+  int64_t N, D, H;  // rows, numbers of one, hidden numbers
+  DType dtype;
+  double threshold;    // at least 0
+  const void* x;       // [N, D]
+  const void* up;      // U: [H, D]
+  const void* down;    // V: [D, H]
+  void* h;             // tiles; written by forward, read by backward
+  void* y;             // forward: [N, D]
+  const void* grad_y;  // backward: [N, D]
+  void* grad_x;        // [N, D]
+  void* grad_z;        // tiles, transposed, of the gradient at U x: written by the pass over rows
+  void* grad_up;       // [H, D]
+  void* grad_down;     // [D, H]
+
+  int64_t units() const { return (N + kFedRows - 1) / kFedRows; }
+  int64_t tiles() const { return (H + kFedHidden - 1) / kFedHidden; }  // of a unit
+};
+
+// forward and backward_rows take units of kFedRows rows, backward_weights, after all of those,
+// units of kFedHidden rows of U. Calls on different units may run in parallel; results do not
+// depend on how they are shared.
+struct FeedForwardKernels {
+  int64_t (*scratch)(const FeedForwardArgs&);
+  void (*forward)(const FeedForwardArgs&, int64_t begin, int64_t end, void* scratch);
+  void (*backward_rows)(const FeedForwardArgs&, int64_t begin, int64_t end, void* scratch);
+  void (*backward_weights)(const FeedForwardArgs&, int64_t begin, int64_t end, void* scratch);
+};
+
+}  // namespace imgfast::cpu

@@ -1,0 +1,77 @@
+"""The two layers of a transformer's feed-forward half, with a threshold and a square in between.
+
+    z_n = U x_n    h_n = z_n where z_n > threshold, else 0    y_n = V (h_n h_n)
+
+With a threshold of 0 that is the square of ReLU (D. So et al., "Primer", 2021, arXiv:2109.08668),
+with a larger one that of a JumpReLU (N. B. Erichson et al., 2019, arXiv:1904.03750), whose jump the
+gradient does not see. Where h is zero, five of the six matrix products of a training step have
+nothing to add: y, the gradients at h and at x, and those at both weights. The kernel
+(csrc/cpu/feed_forward-inl.h) walks along lists of what is not zero, and keeps h alone.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from imgfast.ops import autocast
+
+_forward = torch.ops.imgfast.feed_forward.default
+_backward = torch.ops.imgfast.feed_forward_backward.default
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_DTYPES = (torch.float32, torch.float64)
+_ROWS, _HIDDEN = 48, 64  # csrc/cpu/feed_forward.h
+
+
+def feed_forward(x, up, down, threshold=0.0):
+    """``h^2 V^T`` with h those of ``x U^T`` that exceed the threshold, and 0 for the others.
+
+    Args:
+        x: float ``[..., D]``.
+        up: U, ``[H, D]``, of x's dtype.
+        down: V, ``[D, H]``.
+        threshold: at least 0.
+
+    Returns:
+        ``[..., D]``.
+
+    Note:
+        The kernel is for the CPU, float32 and float64, without autocast; all else takes
+        :func:`feed_forward_stock`. What a zero of h would be multiplied by is not read: a weight
+        that is not finite shows only where its hidden number counts. No second derivatives.
+        Deterministic: the same bits in any number of threads.
+    """
+    if not (x.is_cpu and x.dtype in _DTYPES) or autocast.is_active(x):
+        return feed_forward_stock(x, up, down, threshold)
+    rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    return _FeedForward.apply(rows, up.contiguous(), down.contiguous(), threshold).view(x.shape)
+
+
+def feed_forward_stock(x, up, down, threshold=0.0):
+    """The same in stock PyTorch."""
+    return F.linear(F.threshold(F.linear(x, up), threshold, 0.0).square(), down)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, up, down, threshold):
+        with _below_autograd():
+            y, h = _forward(x.contiguous(), up, down, threshold)
+        ctx.save_for_backward(x, up, down, h)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y):
+        with _below_autograd():
+            x, *others = ctx.saved_tensors
+            return *_backward(grad_y.contiguous(), x.contiguous(), *others), None
+
+
+@torch.library.register_fake("imgfast::feed_forward")
+def _(x, up, down, threshold):
+    tiles = -(-len(x) // _ROWS), -(-len(up) // _HIDDEN)
+    return torch.empty_like(x), x.new_empty(*tiles, _ROWS, _HIDDEN)
+
+
+@torch.library.register_fake("imgfast::feed_forward_backward")
+def _(grad_y, x, up, down, h):
+    return torch.empty_like(x), torch.empty_like(up), torch.empty_like(down)
