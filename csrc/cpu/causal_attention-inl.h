@@ -31,6 +31,7 @@ struct CausalAttention {
   T* const keys_across = arena.take<T>(width * across);
   T* const scores = arena.take<T>(rows * across);
   T* const result = head();
+  T *const tops = arena.take<T>(rows), *const totals = arena.take<T>(rows);
   // Backward alone:
   T *const means = arena.take<T>(rows), *const slopes = arena.take<T>(rows);
   T *const grad = head(), *const values_across = arena.take<T>(width * across);
@@ -194,24 +195,32 @@ struct CausalAttention {
     ask_for<1>(a.out, place_in_output(unit), a.H * a.D);
     T* const logsumexp = static_cast<T*>(a.logsumexp) + unit * a.T;
     const V scale = X::set1(static_cast<T>(a.scale)), lowest = X::set1(-INFINITY);
+    // As in normalise(), a pass over all rows for each step.
     for (int64_t i = 0; i < a.T; i++) {
       T* const row = scores + i * across;
-      V largest = lowest, sum = X::zero();
+      V largest = lowest;
       for (int64_t j = 0; j <= i; j += kL) {
         const V s = kept(i + 1 - j, X::mul(X::load(row + j), scale), lowest);
         X::store(row + j, s);
         largest = X::max(largest, s);
       }
-      const T top = X::max(largest);
+      tops[i] = X::max(largest);
+    }
+    for (int64_t i = 0; i < a.T; i++) {
+      T* const row = scores + i * across;
+      const V top = X::set1(tops[i]);
+      V sum = X::zero();
       for (int64_t j = 0; j <= i; j += kL) {
-        const V e = exp_of(X{}, X::sub(X::load(row + j), X::set1(top)));
-        const V p = kept(i + 1 - j, e);
+        const V p = kept(i + 1 - j, exp_of(X{}, X::sub(X::load(row + j), top)));
         X::store(row + j, p);
         sum = X::add(sum, p);
       }
-      const T total = X::sum(sum);
-      logsumexp[i] = top + std::log(total);
-      const V share = X::set1(1 / total);
+      totals[i] = X::sum(sum);
+    }
+    for (int64_t i = 0; i < a.T; i++) {
+      T* const row = scores + i * across;
+      logsumexp[i] = tops[i] + std::log(totals[i]);
+      const V share = X::set1(1 / totals[i]);
       for (int64_t j = 0; j <= i; j += kL) X::store(row + j, X::mul(X::load(row + j), share));
       clear_above(row, i);
     }
@@ -241,7 +250,12 @@ struct CausalAttention {
         X::store(ds + j, dp);
         sum = X::fma(share, dp, sum);
       }
-      const V rest = X::set1(X::sum(sum));
+      totals[i] = X::sum(sum);
+    }
+    for (int64_t i = 0; i < a.T; i++) {
+      T* const p = scores + i * across;
+      T* const ds = grad_scores + i * across;
+      const V rest = X::set1(totals[i]);
       for (int64_t j = 0; j <= i; j += kL) {
         const V away = X::sub(X::load(ds + j), rest);
         X::store(ds + j, X::mul(X::mul(X::load(p + j), away), scale));

@@ -43,18 +43,21 @@ class FilterMuon(torch.optim.Optimizer):
             for weight in group["params"]:
                 alike[weight.shape].append(weight)
             for weights in alike.values():
-                updates = orthogonalised(torch.stack([self._direction(w) for w in weights]))
+                updates = orthogonalised(torch.stack(self._directions(weights)))
                 scale = _ADAMW_RMS * max(updates.shape[1:]) ** 0.5
-                for weight, update in zip(weights, updates, strict=True):
-                    weight.mul_(1 - lr * decay).sub_(update.view(weight.shape), alpha=lr * scale)
+                steps = [update.view_as(w) for w, update in zip(weights, updates, strict=True)]
+                torch._foreach_mul_(weights, 1 - lr * decay)
+                torch._foreach_add_(weights, steps, alpha=-lr * scale)
 
-    def _direction(self, weight: nn.Parameter) -> torch.Tensor:
-        """``u``, as a matrix."""
-        state = self.state[weight]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        average = state["momentum_buffer"].lerp_(weight.grad, 1 - _MOMENTUM)
-        return weight.grad.lerp(average, _MOMENTUM).flatten(1)
+    def _directions(self, weights: list[nn.Parameter]) -> list[torch.Tensor]:
+        """``u`` of each, as a matrix."""
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["momentum_buffer"] for weight in weights]
+        grads = [weight.grad for weight in weights]
+        torch._foreach_lerp_(averages, grads, 1 - _MOMENTUM)
+        return [u.flatten(1) for u in torch._foreach_lerp(grads, averages, _MOMENTUM)]
 
 
 def filters_and_others(
@@ -68,14 +71,20 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     """``U V^T`` of matrices ``U S V^T``, ``[N, K, L]``, roughly: singular values become 0.73 to
     1.27, but for those below a hundredth of the Frobenius norm.
 
-    Three iterations ``x = a x + b (x x^T) x + c (x x^T)^2 x``, each with the best polynomial for
-    what the last one left: what takes Newton and Schulz's with one polynomial for all five (N.
-    Amsel et al., "The Polar Express", 2025, arXiv:2505.16932, theorem 3.1).
+    Three iterations ``x = (a + b x x^T + c (x x^T)^2) x``, each with the best polynomial for what
+    the last one left: what takes Newton and Schulz's with one polynomial for all five (N. Amsel et
+    al., "The Polar Express", 2025, arXiv:2505.16932, theorem 3.1). All polynomials are of the first
+    ``x x^T``, and so is their product: x itself, which is longer, is multiplied twice alone.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    gram, p, product = x @ x.mT, None, None
     for a, b, c in _COEFFICIENTS:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        if p is not None:
+            gram = p @ gram @ p
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        product = p if product is None else p @ product
+    x = product @ x
     return (x.mT if tall else x).contiguous()
