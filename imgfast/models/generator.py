@@ -22,7 +22,7 @@ from imgfast.models.configuration import check, from_plain
 from imgfast.models.prior import Prior
 from imgfast.models.tokenizer import MIN_SIDE, Tokenizer, halvings
 
-GUIDANCE = 3.0  # where none is asked for
+GUIDANCE = 3.25  # where none is asked for
 _UNGUIDED_TEMPERATURE = 0.9
 _BATCH = 64  # pictures that go through a network at once; fewer are padded
 
