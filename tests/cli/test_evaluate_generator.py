@@ -92,7 +92,7 @@ def test_the_table_has_every_set_and_says_what_it_is_not(workspace):
     assert done.exit_code == 0, done.stderr
     found = json.loads(evaluate(*JUDGED, "--json").stdout)
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert ["real", "rebuilt", "unguided", "guided", "3.0", "means", "noise"] in rows
+    assert ["real", "rebuilt", "unguided", "guided", "3.25", "means", "noise"] in rows
     sets = [found["real"], found["reconstructed"], *found["generated"]]
     sets += [found["class_means"], found["noise"]]
     for name, key, digits in (

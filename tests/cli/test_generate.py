@@ -119,7 +119,7 @@ def test_a_sheet_of_all_classes(workspace, trained):
     done = imgfast("generate", "--checkpoint", "run", "--seeds", "0-19", "--grid", "sheet.png")
     assert done.exit_code == 0, done.stderr
     with Image.open("sheet.png") as image:
-        assert image.format == "PNG" and image.text["Guidance"] == "3"
+        assert image.format == "PNG" and image.text["Guidance"] == "3.25"
         assert "trainedAlgorithmicMedia" in image.text["XML:com.adobe.xmp"]
         assert "Class" not in image.text
         assert image.width > 16 * 32 and image.height > 3 * 2 * 32  # 16 and 4 in rows of 16
