@@ -110,7 +110,7 @@ def test_the_table_has_every_set_and_says_what_it_is_not(workspace):
     assert f"reconstruction {found['reconstruction_psnr']:.2f} dB (PSNR)" in text
     for one in found["generated"]:
         flag = "not copying" if one["not_copying"] else "copying"
-        heat = "0.9" if one["guidance"] == 1 else "1"
+        heat = {1.0: "0.9", 3.25: "1"}[one["guidance"]]
         assert f"guidance {one['guidance']:g}, temperature {heat}: {flag}; nearest" in text
 
 

@@ -67,10 +67,9 @@ def interrupt_after(epoch):
     return on_step
 
 
-@pytest.mark.parametrize("optimizer, lr", [("adamw", 5e-3), ("muon", 3e-2)])
+@pytest.mark.parametrize("optimizer, lr", [("adamw", 5e-3), ("muon", 2e-2)])
 def test_the_tokenizer_learns(pictures, optimizer, lr):
-    """45 steps on real pictures; the loss falls to 0.46 to 0.5 of what it was, by the rounding, and
-    codes carry the picture."""
+    """45 steps on real pictures; the loss halves, and codes carry the picture."""
     options = {**FAST, "batch_size": 64, "optimizer": optimizer, "lr": lr}
     config = GeneratorTrainConfig(tokenizer_epochs=3, **options)
     model_config = generator_config(
@@ -81,7 +80,7 @@ def test_the_tokenizer_learns(pictures, optimizer, lr):
     losses = []
     for epoch in range(1, 4):
         losses += [step.run(batch, lr).item() for batch in step.begin_epoch(epoch)]
-    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     model.tokenizer.load_state_dict(step.judged.state_dict())
     some = pictures.images[:128]
     again = model.decode(model.encode(some))
