@@ -10,7 +10,6 @@
 
 #include "count-inl.h"
 #include "feed_forward.h"
-#include "math-inl.h"
 #include "matrix-inl.h"
 #include "product_tile-inl.h"
 
