@@ -169,6 +169,8 @@ def test_configuration_survives_json():
         ({"prior_depth": 65}, "prior_depth must be 1 to 64"),
         ({"prior_heads": 5}, "prior_heads must be a divisor of prior_width 24, got 5"),
         ({"prior_heads": 0}, "prior_heads must be 1 to 24"),
+        ({"prior_threshold": -0.1}, "prior_threshold must be 0 to 100, got -0.1"),
+        ({"prior_threshold": float("nan")}, "prior_threshold must be 0 to 100, got nan"),
         ({"mean": [float("nan")]}, "mean must be finite"),
         ({"std": [0.0]}, "std must be positive"),
         ({"std": [0.1, 0.1]}, "std must be 1 numbers"),
