@@ -106,6 +106,20 @@ def instructions_missing(binary: str, arch: str) -> list[str]:
     return missing + [f"{arch}: no {kernel}" for kernel in INSTRUCTIONS if kernel not in checked]
 
 
+def included(csrc: Path, names: set[str]) -> list[str]:
+    """These files and all that they include of ours, by way of others, too."""
+    found, new = set(), names
+    while new:
+        found |= new
+        quoted = {
+            name
+            for path in new
+            for name in re.findall(r'^#include "(.*)"', (csrc / path).read_text(), re.MULTILINE)
+        }
+        new = quoted - found
+    return sorted(found)
+
+
 def made_from() -> list[str]:
     """The version of nvcc; and a digest of what it is given for all architectures."""
     toolkit = toolchain.find_toolkit(os.environ)
@@ -113,9 +127,11 @@ def made_from() -> list[str]:
     flags = toolchain.nvcc_flags(toolchain.CudaDecision(True, "", toolkit, every_arch))
     digest = hashlib.sha256(" ".join(flags).encode())
     csrc = ROOT / "csrc"
-    for path in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*")]):
-        digest.update(f"\n{path.relative_to(csrc)} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
+    names = {str(path.relative_to(csrc)) for path in csrc.glob("cuda/*")}
+    for name in included(csrc, names):
+        content = (csrc / name).read_bytes()
+        digest.update(f"\n{name} {len(content)}\n".encode())
+        digest.update(content)
     return [f"nvcc {toolkit.version}", digest.hexdigest()]
 
 

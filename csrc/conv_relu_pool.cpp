@@ -44,12 +44,12 @@ cpu::WeightCache& weight_cache() {
 // Fills in args.packed_weight: from the cache, if the result is not null and for as long as it is
 // held, or packed for this call. A pass that saves codes is training, after which the weights
 // change; and a weight with gaps between its elements is not compared.
-template <class Pack>
-std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weight, int64_t bytes,
-                                  Pack pack) {
+std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weight,
+                                  const cpu::PackedKernel<cpu::ConvForwardArgs>& kernel) {
   using Source = cpu::WeightCache::Source;
   const ConvReLUPoolParams& p = *args.params;
   const int64_t* stride = args.weight.stride;
+  const int64_t bytes = kernel.pack_size(args);
   int64_t span = 1;
   for (int d = 0; d < 4; d++) span += (weight.size(d) - 1) * stride[d];
   std::shared_ptr<void> kept;
@@ -78,14 +78,14 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
       of_copy.weight.data = const_cast<void*>(copy.weight);
       of_copy.bias = copy.bias;
       of_copy.packed_weight = packed;
-      pack(of_copy);
+      pack(kernel, of_copy);
     });
   }
   if (kept) {
     args.packed_weight = kept.get();
   } else {
     args.packed_weight = shared_buffer.reserve(bytes);
-    pack(args);
+    pack(kernel, args);
   }
   return kept;
 }
@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor> conv_relu_pool(const Tensor& x, const Tensor& weight,
                      std::max<int64_t>(0, overlap) * p.stride_h + (p.R - 1) * p.dilation_h);
   }
   const auto& kernel = kernels.forward[choice];
-  const std::shared_ptr<void> kept = pack_weight(args, weight, kernel.pack_size(args), kernel.pack);
+  const std::shared_ptr<void> kept = pack_weight(args, weight, kernel);
   const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
   const int64_t grain =
       std::max<int64_t>(1, kWorthAThread / (p.N * p.PH * work_per_row(p) / units));
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     const auto& kernel = kernels.input[choice];
     args.grad_x = view(grad_x);
     args.packed_weight = shared_buffer.reserve(kernel.pack_size(args));
-    kernel.pack(args);
+    pack(kernel, args);
     const int64_t scratch = kernel.scratch(args), units = kernel.units(args);
     const int64_t parts = std::min(threads, units);
     torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

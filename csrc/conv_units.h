@@ -37,6 +37,15 @@ inline int64_t threads_for(int64_t work) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Packs the weight of a call, by all threads.
+template <class Args>
+void pack(const cpu::PackedKernel<Args>& kernel, const Args& args) {
+  const int64_t units = kernel.pack_units(args);
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread * units / (kernel.pack_size(args) + 1));
+  torch::stable::parallel_for(
+      0, units, grain, [&](int64_t begin, int64_t end) { kernel.pack(args, begin, end); });
+}
+
 // Shares out direct work in units whose input rows stay in cache, enough of them to keep every
 // thread busy. Of rows and filters those are divided that are more to read.
 inline void divide_direct(cpu::ConvForwardArgs& args, int64_t element) {

@@ -16,6 +16,7 @@ namespace imgfast {
 namespace {
 
 constexpr int64_t kChunkBytes = 512 << 10;  // of expanded gradients, to stay in a core's cache
+constexpr int64_t kWorthAThreadFilters = 512;  // of 3 x 3 taps, below which a thread does not pay
 
 Tensor new_tensor(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
   return empty({sizes.data(), sizes.size()}, dtype, channels_last);
@@ -66,39 +67,35 @@ Args over_windows(const ConvReLUPoolParams& windows, std::array<Args, kParities>
   return all;
 }
 
-// [4, K, C, 2, 2] of weight [K, C, 3, 3], both of the compute type and contiguous.
+// Filter k of [4, K * C, 2, 2] of weight [K * C, 3, 3], both of the compute type and contiguous.
 template <class T>
-void fold_parities(const T* w, int64_t filters, T* out) {
+void fold_parities(const T* w, int64_t filters, int64_t k, T* out) {
   for (int i = 0; i < kParities; i++) {
-    for (int64_t k = 0; k < filters; k++) {
-      for (int tap = 0; tap < 4; tap++) {
-        *out++ =
-            sum_taps(w + 9 * k, taps_of_parity(i / 2, tap / 2), taps_of_parity(i % 2, tap % 2));
-      }
+    for (int tap = 0; tap < 4; tap++) {
+      out[4 * (i * filters + k) + tap] =
+          sum_taps(w + 9 * k, taps_of_parity(i / 2, tap / 2), taps_of_parity(i % 2, tap % 2));
     }
   }
 }
 
-// [K, C, 4, 4] of weight [K, C, 3, 3].
+// Filter k of [K * C, 4, 4] of weight [K * C, 3, 3].
 template <class T>
-void fold_adjoint(const T* w, int64_t filters, T* out) {
-  for (int64_t k = 0; k < filters; k++) {
-    for (int tap = 0; tap < 16; tap++) {
-      *out++ = sum_taps(w + 9 * k, taps_of_adjoint(tap / 4), taps_of_adjoint(tap % 4));
-    }
+void fold_adjoint(const T* w, int64_t, int64_t k, T* out) {
+  for (int tap = 0; tap < 16; tap++) {
+    out[16 * k + tap] = sum_taps(w + 9 * k, taps_of_adjoint(tap / 4), taps_of_adjoint(tap % 4));
   }
 }
 
-// The derivative of fold_parities: from [4, K, C, 2, 2] to [K, C, 3, 3].
+// The derivative of fold_parities: from [4, K * C, 2, 2] to [K * C, 3, 3].
 template <class T>
-void unfold_parities(const T* grad, int64_t filters, T* out) {
-  std::fill_n(out, 9 * filters, T(0));
-  for (int i = 0; i < kParities; i++) {
-    for (int64_t k = 0; k < filters; k++, grad += 4) {
-      for (int tap = 0; tap < 9; tap++) {
-        out[9 * k + tap] += grad[2 * tap_of_parity(i / 2, tap / 3) + tap_of_parity(i % 2, tap % 3)];
-      }
+void unfold_parities(const T* grad, int64_t filters, int64_t k, T* out) {
+  for (int tap = 0; tap < 9; tap++) {
+    T sum = 0;
+    for (int i = 0; i < kParities; i++) {
+      const int at = 2 * tap_of_parity(i / 2, tap / 3) + tap_of_parity(i % 2, tap % 3);
+      sum += grad[4 * (i * filters + k) + at];
     }
+    out[9 * k + tap] = sum;
   }
 }
 
@@ -109,6 +106,14 @@ void with_type(ScalarType compute, Function function) {
   } else {
     function(float{});
   }
+}
+
+// Calls function(k) of each filter, by all threads.
+template <class Function>
+void for_each_filter(int64_t filters, Function function) {
+  torch::stable::parallel_for(0, filters, kWorthAThreadFilters, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) function(k);
+  });
 }
 
 // Of the compute type, contiguous.
@@ -124,8 +129,10 @@ Tensor folded_weight(const Call& call, const Tensor& weight, const Ints& sizes, 
   Tensor result = new_tensor(sizes, call.compute);
   with_type(call.compute, [&](auto t) {
     using T = decltype(t);
-    fold(static_cast<const T*>(wide.data_ptr()), call.whole.K * call.whole.C,
-         static_cast<T*>(result.data_ptr()));
+    const auto* from = static_cast<const T*>(wide.data_ptr());
+    auto* to = static_cast<T*>(result.data_ptr());
+    const int64_t filters = call.whole.K * call.whole.C;
+    for_each_filter(filters, [&](int64_t k) { fold(from, filters, k, to); });
   });
   return result;
 }
@@ -177,7 +184,7 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
   char* packed = static_cast<char*>(shared_buffer.reserve(calls.size() * pack_bytes));
   for (cpu::ConvForwardArgs& args : calls) {
     args.packed_weight = packed;
-    kernel.pack(args);
+    pack(kernel, args);
     packed += pack_bytes;
   }
   const int64_t scratch = kernel.scratch(calls[0]), units = kernel.units(calls[0]);
@@ -299,8 +306,10 @@ class Backward {
           args.partial_bias = nullptr;
           weights().reduce(args, slots_);
         }
-        unfold_parities(static_cast<const T*>(folded_.data_ptr()), whole.K * whole.C,
-                        static_cast<T*>(grad_weight.data_ptr()));
+        const auto* from = static_cast<const T*>(folded_.data_ptr());
+        auto* to = static_cast<T*>(grad_weight.data_ptr());
+        const int64_t filters = whole.K * whole.C;
+        for_each_filter(filters, [&](int64_t k) { unfold_parities(from, filters, k, to); });
       }
       T* bias = static_cast<T*>(grad_bias.data_ptr());
       for (int64_t k = 0; k < whole.K && sums_bias_; k++) {
@@ -354,7 +363,7 @@ class Backward {
     std::fill_n(memory + pack, zeroed, 0);
     if (wants_x()) {
       to_x_.packed_weight = memory;
-      input().pack(to_x_);
+      imgfast::pack(input(), to_x_);
       scratch_ = input().scratch(to_x_);
     }
     bias_ = memory + pack + kParities * weight;

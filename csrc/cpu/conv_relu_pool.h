@@ -71,7 +71,8 @@ static inline bool has_few_filters(const ConvReLUPoolParams& p) {
 template <class Args>
 struct PackedKernel {
   int64_t (*pack_size)(const Args&);
-  void (*pack)(const Args&);
+  int64_t (*pack_units)(const Args&);
+  void (*pack)(const Args&, int64_t unit_begin, int64_t unit_end);
   int64_t (*scratch)(const Args&);
   int64_t (*units)(const Args&);
   void (*run)(const Args&, int64_t unit_begin, int64_t unit_end, void* scratch);

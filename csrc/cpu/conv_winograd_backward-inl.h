@@ -79,19 +79,29 @@ static int64_t winograd_input_units(const ConvBackwardArgs& a) {
   });
 }
 
+// A unit is a block of channels of a group.
+static int64_t winograd_input_pack_units(const ConvBackwardArgs& a) {
+  const ConvReLUPoolParams& p = *a.params;
+  return with_winograd_input(p, [&](auto x, auto) -> int64_t {
+    return p.groups * ceil_div(p.C / p.groups, kFilterBlock<decltype(x)>);
+  });
+}
+
 // U of the filters turned around, from filter to channel.
-static void winograd_input_pack(const ConvBackwardArgs& a) {
+static void winograd_input_pack(const ConvBackwardArgs& a, int64_t unit_begin, int64_t unit_end) {
   with_winograd_input(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
     using F = decltype(filtering);
     const ConvReLUPoolParams& p = *a.params;
     const WinogradInputPlan<X, F> plan(a);
     const int64_t* stride = a.weight.stride;
-    for (int64_t g = 0; g < p.groups; g++) {
+    const int64_t blocks = ceil_div(plan.C, kFilterBlock<X>);
+    for (int64_t unit = unit_begin; unit < unit_end; unit++) {
+      const int64_t g = unit / blocks;
       const View4 turned = {at(a.weight, g * plan.K, 0, p.R - 1, p.S - 1),
                             {stride[1], stride[0], -stride[2], -stride[3]},
                             a.weight.dtype};
-      transform_filters<X, F>(turned, plan.C, plan.K, p.R, p.S, 1,
+      transform_filters<X, F>(turned, unit % blocks, plan.C, plan.K, p.R, p.S, 1,
                               static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size());
     }
   });

@@ -139,23 +139,33 @@ static int64_t winograd_forward_units(const ConvForwardArgs& a) {
   });
 }
 
+// A unit is a block of filters of a part and group.
+static int64_t winograd_forward_pack_units(const ConvForwardArgs& a) {
+  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
+    using X = decltype(x);
+    const WinogradForwardPlan<X, decltype(filtering)> plan(a);
+    return part_count(a) * a.params->groups * ceil_div(plan.filters, kFilterBlock<X>);
+  });
+}
+
 // Per part and group: U, then the bias, padded with zero filters.
-static void winograd_forward_pack(const ConvForwardArgs& a) {
+static void winograd_forward_pack(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end) {
   with_winograd(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
     const ConvReLUPoolParams& p = *a.params;
     const WinogradForwardPlan<X, decltype(filtering)> plan(a);
-    auto* out = static_cast<typename X::T*>(a.packed_weight);
-    for_each_part(a, [&](const ConvForwardArgs& part, int64_t) {
-      for (int64_t g = 0; g < p.groups; g++) {
-        transform_filters<X, decltype(filtering)>(view_at(part.weight, g * plan.K, 0, 0, 0), plan.K,
-                                                  p.C / p.groups, p.R, p.S, p.stride_h, out);
-        out += plan.weight_size();
-        fill_zero(out, plan.filters);
-        pack_bias<X>(part, g * plan.K, plan.K, out);
-        out += plan.filters;
-      }
-    });
+    const int64_t blocks = ceil_div(plan.filters, kFilterBlock<X>);
+    for (int64_t unit = unit_begin; unit < unit_end; unit++) {
+      const int64_t block = unit % blocks, group = unit / blocks, g = group % p.groups;
+      const ConvForwardArgs& part = a.parts ? a.parts[group / p.groups] : a;
+      auto* out = static_cast<typename X::T*>(a.packed_weight) + group * plan.group_size();
+      transform_filters<X, decltype(filtering)>(view_at(part.weight, g * plan.K, 0, 0, 0), block,
+                                                plan.K, p.C / p.groups, p.R, p.S, p.stride_h, out);
+      if (block > 0) continue;
+      out += plan.weight_size();
+      fill_zero(out, plan.filters);
+      pack_bias<X>(part, g * plan.K, plan.K, out);
+    }
   });
 }
 

@@ -22,26 +22,40 @@
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
+// Packing in one unit.
+template <class Args>
+static int64_t one_unit(const Args&) {
+  return 1;
+}
+template <class Args, void (*kPack)(const Args&)>
+static void pack_at_once(const Args& a, int64_t, int64_t) {
+  kPack(a);
+}
+template <void (*kPack)(const ConvForwardArgs&)>
+static constexpr auto pack_forward = pack_at_once<ConvForwardArgs, kPack>;
+template <void (*kPack)(const ConvBackwardArgs&)>
+static constexpr auto pack_input = pack_at_once<ConvBackwardArgs, kPack>;
+
 extern const KernelTable kTable;
 const KernelTable kTable = {
     .conv_relu_pool =
         {
-            .forward = {{conv_forward_pack_size<false>, conv_forward_pack<false>,
+            .forward = {{conv_forward_pack_size<false>, one_unit, pack_forward<conv_forward_pack<false>>,
                          conv_forward_scratch<false>, conv_forward_units<false>,
                          conv_forward<false>},
-                        {winograd_forward_pack_size, winograd_forward_pack,
+                        {winograd_forward_pack_size, winograd_forward_pack_units, winograd_forward_pack,
                          winograd_forward_scratch, winograd_forward_units, winograd_forward},
-                        {conv_forward_pack_size<true>, conv_forward_pack<true>,
+                        {conv_forward_pack_size<true>, one_unit, pack_forward<conv_forward_pack<true>>,
                          conv_forward_scratch<true>, conv_forward_units<true>, conv_forward<true>},
-                        {few_forward_pack_size, few_forward_pack, few_forward_scratch,
+                        {few_forward_pack_size, one_unit, pack_forward<few_forward_pack>, few_forward_scratch,
                          few_forward_units, few_forward}},
-            .input = {{conv_backward_input_pack_size, conv_backward_input_pack,
+            .input = {{conv_backward_input_pack_size, one_unit, pack_input<conv_backward_input_pack>,
                        conv_backward_input_scratch, count_pooled_rows, conv_backward_input},
-                      {winograd_input_pack_size, winograd_input_pack, winograd_input_scratch,
+                      {winograd_input_pack_size, winograd_input_pack_units, winograd_input_pack, winograd_input_scratch,
                        winograd_input_units, winograd_input},
-                      {depthwise_input_pack_size, depthwise_input_pack, depthwise_input_scratch,
+                      {depthwise_input_pack_size, one_unit, pack_input<depthwise_input_pack>, depthwise_input_scratch,
                        depthwise_input_units, depthwise_input},
-                      {few_input_pack_size, few_input_pack, few_input_scratch, few_input_units,
+                      {few_input_pack_size, one_unit, pack_input<few_input_pack>, few_input_scratch, few_input_units,
                        few_input}},
             .weight = {{conv_backward_weight_partial_size, conv_backward_weight_scratch,
                         count_pooled_rows, conv_backward_weight, conv_backward_weight_reduce},

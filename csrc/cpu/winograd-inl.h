@@ -275,36 +275,35 @@ template <int kRows, int kCols, class Put>
   }
 }
 
-// U [filter block][points^2][channels][lanes of the block] of `filters` filters by `channels`
-// channels, from a view [filter][channel][R][S]; the last block is padded with zero filters. A
-// strided filter falls into stride x stride filters of unit stride, whose channels follow one
-// another.
+// One block of U [filter block][points^2][channels][lanes of the block] of `filters` filters by
+// `channels` channels, from a view [filter][channel][R][S]; the last block is padded with zero
+// filters. A strided filter falls into stride x stride filters of unit stride, whose channels
+// follow one another.
 template <class X, class F>
-static void transform_filters(const View4& weight, int64_t filters, int64_t channels, int64_t R,
-                              int64_t S, int64_t stride, typename X::T* out) {
+static void transform_filters(const View4& weight, int64_t block, int64_t filters, int64_t channels,
+                              int64_t R, int64_t S, int64_t stride, typename X::T* out) {
   constexpr int64_t kChannels = 16;  // at a time, in the cache of a core
   typename X::T taps[F::kTaps * F::kTaps * kChannels * kFilterBlock<X>];
   const int64_t depth = channels * stride * stride;
-  for (int64_t k0 = 0; k0 < filters; k0 += kFilterBlock<X>) {
-    const int64_t valid = min_of(kFilterBlock<X>, filters - k0), lanes = round_up(valid, X::kLanes);
-    for (int64_t part = 0; part < stride * stride; part++) {
-      const int64_t a = part / stride, b = part % stride;
-      const int64_t rows = ceil_div(R - a, stride), cols = ceil_div(S - b, stride);
-      for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
-        const int64_t count = min_of(kChannels, channels - c0);
-        View4 view = view_at(weight, k0, c0, a, b);
-        view.stride[2] *= stride;
-        view.stride[3] *= stride;
-        pack_filters<X>(rows, cols, view, count, valid, lanes, taps);
-        for (int64_t i = 0; i < count * lanes; i += X::kLanes) {
-          transform_filter<X, F::kPoints, F::kTaps, true>(
-              taps + i, cols * count * lanes, count * lanes, static_cast<int>(rows),
-              static_cast<int>(cols), X::kLanes, out + (part * channels + c0) * lanes + i,
-              depth * lanes);
-        }
+  const int64_t k0 = block * kFilterBlock<X>;
+  const int64_t valid = min_of(kFilterBlock<X>, filters - k0), lanes = round_up(valid, X::kLanes);
+  out += F::kPlanes * depth * k0;
+  for (int64_t part = 0; part < stride * stride; part++) {
+    const int64_t a = part / stride, b = part % stride;
+    const int64_t rows = ceil_div(R - a, stride), cols = ceil_div(S - b, stride);
+    for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
+      const int64_t count = min_of(kChannels, channels - c0);
+      View4 view = view_at(weight, k0, c0, a, b);
+      view.stride[2] *= stride;
+      view.stride[3] *= stride;
+      pack_filters<X>(rows, cols, view, count, valid, lanes, taps);
+      for (int64_t i = 0; i < count * lanes; i += X::kLanes) {
+        transform_filter<X, F::kPoints, F::kTaps, true>(
+            taps + i, cols * count * lanes, count * lanes, static_cast<int>(rows),
+            static_cast<int>(cols), X::kLanes, out + (part * channels + c0) * lanes + i,
+            depth * lanes);
       }
     }
-    out += F::kPlanes * depth * lanes;
   }
 }
 

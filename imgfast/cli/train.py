@@ -140,7 +140,7 @@ def train(
     prior_width: Annotated[
         int | None, _generator_option("Of the transformer. Default: 96.")
     ] = None,
-    prior_depth: Annotated[int | None, _generator_option("Its blocks. Default: 4.")] = None,
+    prior_depth: Annotated[int | None, _generator_option("Its blocks. Default: 5.")] = None,
     prior_heads: Annotated[
         int | None, _generator_option("Of its attention. Default: one for 32 numbers.")
     ] = None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ _COEFFICIENTS = (
 )
 _MOMENTUM = 0.95
 _ADAMW_RMS = 0.2  # of AdamW's steps, in learning rates
+_SIDE = 32  # sides of one multiple of it are worked on together
 
 
 class FilterMuon(torch.optim.Optimizer):
@@ -38,26 +41,30 @@ class FilterMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            lr, decay = group["lr"], group["weight_decay"]
-            alike = defaultdict(list)  # of one shape: worked on together
-            for weight in group["params"]:
-                alike[weight.shape].append(weight)
-            for weights in alike.values():
-                updates = orthogonalised(torch.stack(self._directions(weights)))
-                scale = _ADAMW_RMS * max(updates.shape[1:]) ** 0.5
-                steps = [update.view_as(w) for w, update in zip(weights, updates, strict=True)]
-                torch._foreach_mul_(weights, 1 - lr * decay)
-                torch._foreach_add_(weights, steps, alpha=-lr * scale)
+            weights, lr = group["params"], group["lr"]
+            alike = defaultdict(list)  # of one shape: in one tensor
+            for weight, update in zip(weights, self._directions(weights), strict=True):
+                alike[weight.shape].append((weight, _as_in_memory(update, weight)))
+            pairs = [tuple(zip(*members, strict=True)) for members in alike.values()]
+            stacks = [torch.stack([u.flatten(1) for u in updates]) for _, updates in pairs]
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+            for (ours, updates), steps in zip(pairs, orthogonalised(stacks), strict=True):
+                scale = _ADAMW_RMS * max(steps.shape[1:]) ** 0.5
+                torch._foreach_add_(
+                    [_as_in_memory(weight, weight) for weight in ours],
+                    [step.view(u.shape) for step, u in zip(steps, updates, strict=True)],
+                    alpha=-lr * scale,
+                )
 
     def _directions(self, weights: list[nn.Parameter]) -> list[torch.Tensor]:
-        """``u`` of each, as a matrix."""
+        """``u`` of each."""
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         averages = [self.state[weight]["momentum_buffer"] for weight in weights]
         grads = [weight.grad for weight in weights]
         torch._foreach_lerp_(averages, grads, 1 - _MOMENTUM)
-        return [u.flatten(1) for u in torch._foreach_lerp(grads, averages, _MOMENTUM)]
+        return torch._foreach_lerp(grads, averages, _MOMENTUM)
 
 
 def filters_and_others(
@@ -67,24 +74,61 @@ def filters_and_others(
     return [w for w in weights if w.ndim == 4], [w for w in weights if w.ndim != 4]
 
 
-def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """``U V^T`` of matrices ``U S V^T``, ``[N, K, L]``, roughly: singular values become 0.73 to
-    1.27, but for those below a hundredth of the Frobenius norm.
+def orthogonalised(stacks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``U V^T`` of matrices ``U S V^T``, roughly: singular values become 0.73 to 1.27, but for
+    those below a hundredth of the Frobenius norm.
 
     Three iterations ``x = (a + b x x^T + c (x x^T)^2) x``, each with the best polynomial for what
     the last one left: what takes Newton and Schulz's with one polynomial for all five (N. Amsel et
     al., "The Polar Express", 2025, arXiv:2505.16932, theorem 3.1). All polynomials are of the first
-    ``x x^T``, and so is their product: x itself, which is longer, is multiplied twice alone.
+    ``x x^T``, or ``x^T x`` where that is smaller, and so is their product: x itself is multiplied
+    twice alone, and matrices of about one shorter side go through the polynomials together.
+
+    Args:
+        stacks: ``[N, K, L]`` each.
     """
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-    gram, p, product = x @ x.mT, None, None
+    alike = defaultdict(list)
+    for number, x in enumerate(stacks):
+        alike[math.ceil(min(x.shape[1:]) / _SIDE) * _SIDE].append(number)
+    results = list(stacks)
+    for side, numbers in alike.items():
+        # Rows and columns of zeros make a block of their own in every polynomial.
+        counts = [len(stacks[number]) for number in numbers]
+        grams = stacks[numbers[0]].new_zeros(sum(counts), side, side)
+        for gram, number in zip(grams.split(counts), numbers, strict=True):
+            x = stacks[number]
+            _corner(gram, x).copy_(x.mT @ x if _is_tall(x) else x @ x.mT)
+        for factors, number in zip(_inverse_roots(grams).split(counts), numbers, strict=True):
+            x = stacks[number]
+            factors = _corner(factors, x)
+            results[number] = x @ factors if _is_tall(x) else factors @ x
+    return results
+
+
+def _inverse_roots(grams: torch.Tensor) -> torch.Tensor:
+    """About ``(x x^T)^(-1/2)`` of symmetric ``x x^T``, ``[N, K, K]``."""
+    squared = grams.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-14).view(-1, 1, 1)  # norms
+    gram, p, product = grams / squared, None, None
     for a, b, c in _COEFFICIENTS:
         if p is not None:
             gram = p @ gram @ p
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         p.diagonal(dim1=1, dim2=2).add_(a)
         product = p if product is None else p @ product
-    x = product @ x
-    return (x.mT if tall else x).contiguous()
+    return product / squared.sqrt()
+
+
+def _is_tall(x: torch.Tensor) -> bool:
+    return x.shape[1] > x.shape[2]
+
+
+def _corner(squares: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What belongs to x of squares with sides that may be longer."""
+    side = min(x.shape[1:])
+    return squares[:, :side, :side]
+
+
+def _as_in_memory(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Channels last where the weight has them so; Muon does not see the order of columns."""
+    last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return values.permute(0, 2, 3, 1) if last else values

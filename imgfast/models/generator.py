@@ -49,7 +49,7 @@ class GeneratorConfig:
         codes: in the book.
         code_size: numbers in a code.
         prior_width: numbers in a hidden state of the prior.
-        prior_depth: its blocks.
+        prior_depth: its blocks, of which every second has attention.
         prior_heads: of its attention; a divisor of ``prior_width``.
         prior_threshold: a hidden number of its feed-forward layers that does not exceed it counts
             as zero. Most do not, and cost next to nothing.
@@ -68,7 +68,7 @@ class GeneratorConfig:
     codes: int = 512
     code_size: int = 16
     prior_width: int = 96
-    prior_depth: int = 4
+    prior_depth: int = 5
     prior_heads: int = 3
     prior_threshold: float = 0.5
 

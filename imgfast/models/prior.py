@@ -2,7 +2,8 @@
 
 A code's logits see the codes before it and the class. Beside attention they see the neighbours that
 are known already, left, above, above right and above left, as embeddings at the input, and as
-hidden states in front of each feed-forward layer. Training drops the class of some pictures, so
+hidden states in front of each feed-forward layer. Every second block has attention: the neighbours
+say most, and the loss hardly knows. Training drops the class of some pictures, so
 that sampling can move away from the prediction without one: classifier-free guidance (J. Ho and
 T. Salimans, 2022, arXiv:2207.12598).
 
@@ -36,7 +37,7 @@ class Prior(nn.Module):
         codes: K, in the book; the number K stands for no neighbour.
         side: of the square of codes; ``T = side^2``.
         width: D.
-        depth: blocks.
+        depth: blocks, see :class:`Block`.
         heads: of the attention; ``D / heads`` must be whole.
         threshold: of the feed-forward layers, see
             :func:`imgfast.ops.feed_forward.feed_forward`.
@@ -64,16 +65,16 @@ class Prior(nn.Module):
         self.place = nn.Parameter(torch.empty(self.length, width))
         self.label = nn.Embedding(classes + 1, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, len(neighbours), threshold, layers) for _ in range(depth)
+            Block(width, heads, len(neighbours), threshold, attends, layers)
+            for attends in _attending(depth)
         )
         self.norm = nn.LayerNorm(width, bias=False)
-        self.head = nn.Linear(width, codes)
+        self.head = nn.Linear(width, codes, bias=False)
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=_EMBEDDED / len(neighbours) ** 0.5)
         nn.init.normal_(self.place, std=0.02)
         nn.init.normal_(self.label.weight, std=_EMBEDDED)
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def start(self, book: torch.Tensor, seed: int) -> None:
@@ -181,8 +182,8 @@ class Prior(nn.Module):
 class Cache(NamedTuple):
     """What a block keeps of earlier positions while codes are drawn."""
 
-    keys: torch.Tensor  # [N, heads, T, D / heads]
-    values: torch.Tensor
+    keys: torch.Tensor | None  # [N, heads, T, D / heads], where it attends
+    values: torch.Tensor | None
     normed: torch.Tensor  # [N, T + 1, D], before mixing; the last one, of no neighbour, is zero
 
 
@@ -196,36 +197,33 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: flo
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feed_forward(mix(norm(x)))``, of ``[N, T, D]``.
+    """``x + attention(norm(x))`` where it attends, then ``x + feed_forward(mix(norm(x)))``, of
+    ``[N, T, D]``.
 
     ``mix`` adds the known neighbours of each position, weighted number by number.
     """
 
     def __init__(
-        self, width: int, heads: int, neighbours: int, threshold: float, layers: str = "imgfast"
+        self,
+        width: int,
+        heads: int,
+        neighbours: int,
+        threshold: float,
+        attends: bool = True,
+        layers: str = "imgfast",
     ) -> None:
         super().__init__()
-        self.heads = heads
-        ours = layers == "imgfast"
-        self.attend = causal_attention if ours else causal_attention_stock
-        self.mix = neighbour_mix if ours else neighbour_mix_stock
-        # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
-        # for 64 numbers, and the network can sharpen no further.
-        self.scale = 1.5 / (width // heads) ** 0.5
-        self.norm1 = nn.LayerNorm(width, bias=False)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.norm2 = nn.LayerNorm(width, bias=False)
+        self.attention = Attention(width, heads, layers) if attends else None
+        self.mix = neighbour_mix if layers == "imgfast" else neighbour_mix_stock
+        self.norm = nn.LayerNorm(width, bias=False)
         self.neighbour_weight = nn.Parameter(torch.zeros(neighbours, width))  # their weights
         self.feed_forward = FeedForward(width, threshold, layers)
-        nn.init.zeros_(self.out.weight)  # a new block is the identity
 
     def cache(self, count: int, length: int) -> Cache:
         """Room for ``count`` rows of ``length`` codes."""
-        width, like = self.out.in_features, self.out.weight
-        shape = (count, self.heads, length, width // self.heads)
-        normed = like.new_zeros(count, length + 1, width)
-        return Cache(like.new_empty(shape), like.new_empty(shape), normed)
+        normed = self.norm.weight.new_zeros(count, length + 1, len(self.norm.weight))
+        pair = (None, None) if self.attention is None else self.attention.cache(count, length)
+        return Cache(*pair, normed)
 
     def forward(
         self,
@@ -240,13 +238,48 @@ class Block(nn.Module):
             neighbours: int64 ``[J, T]``, the places of each position's, -1 for none.
             cached: what the calls for earlier positions left, and the position.
         """
+        if self.attention is not None:
+            x = x + self.attention(x, cached)
+        y = self.norm(x)
+        if cached is None:
+            y = self.mix(y, self.neighbour_weight, neighbours)
+        else:
+            (_, _, normed), place = cached
+            normed[:, place : place + 1] = y
+            y = y + (normed[:, neighbours[:, place]] * self.neighbour_weight).sum(1, keepdim=True)
+        return x + self.feed_forward(y)
+
+
+class Attention(nn.Module):
+    """``out(attention(qkv(norm(x))))``, causal, of ``[N, T, D]``. A new one gives zeros."""
+
+    def __init__(self, width: int, heads: int, layers: str = "imgfast") -> None:
+        super().__init__()
+        self.heads = heads
+        self.attend = causal_attention if layers == "imgfast" else causal_attention_stock
+        # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
+        # for 64 numbers, and the network can sharpen no further.
+        self.scale = 1.5 / (width // heads) ** 0.5
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def cache(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for keys and values."""
+        width, like = self.out.in_features, self.out.weight
+        shape = (count, self.heads, length, width // self.heads)
+        return like.new_empty(shape), like.new_empty(shape)
+
+    def forward(self, x: torch.Tensor, cached: tuple[Cache, int] | None = None) -> torch.Tensor:
+        """As :meth:`Block.forward`."""
         n, length, width = x.shape
         size = width // self.heads
-        qkv = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, size)
+        qkv = self.qkv(self.norm(x)).view(n, length, 3, self.heads, size)
         if cached is None:
             mixed = self.attend(qkv, self.scale)
         else:
-            (keys, values, normed), place = cached
+            (keys, values, _), place = cached
             query, key, value = qkv.unbind(2)
             keys[:, :, place : place + 1] = normalised(key).transpose(1, 2)
             values[:, :, place : place + 1] = value.transpose(1, 2)
@@ -256,14 +289,12 @@ class Block(nn.Module):
                 values[:, :, : place + 1],
                 scale=self.scale,
             ).transpose(1, 2)
-        x = x + self.out(mixed.reshape(n, length, width))
-        y = self.norm2(x)
-        if cached is None:
-            y = self.mix(y, self.neighbour_weight, neighbours)
-        else:
-            normed[:, place : place + 1] = y
-            y = y + (normed[:, neighbours[:, place]] * self.neighbour_weight).sum(1, keepdim=True)
-        return x + self.feed_forward(y)
+        return self.out(mixed.reshape(n, length, width))
+
+
+def _attending(depth: int) -> list[bool]:
+    """Whether each block of a prior attends: every second one, or the only one."""
+    return [number % 2 == 1 or depth == 1 for number in range(depth)]
 
 
 def _neighbours(side: int) -> torch.Tensor:

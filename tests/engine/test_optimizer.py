@@ -82,18 +82,25 @@ def test_muon_moves_filters_to_a_half_orthogonal_matrix(layout):
     assert (model.stages.conv2.weight - start).abs().mean() > 2e-3  # and it did move
 
 
-@pytest.mark.parametrize("shape", [(3, 96, 384), (1, 300, 40), (2, 1, 9)])
-def test_orthogonalised(shape):
-    """Singular values are all about one, and the matrices do not turn."""
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = muon.orthogonalised(matrices)
-    values = torch.linalg.svdvals(found)
-    assert values.min() > 0.72 and values.max() < 1.28
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    nearest = (found * (left @ right)).sum((1, 2)) / values.norm(dim=1)
-    torch.testing.assert_close(
-        nearest / min(shape[1:]) ** 0.5, torch.ones(shape[0]), rtol=0.05, atol=0
-    )
+def test_orthogonalised():
+    """Singular values are all about one, and the matrices do not turn, whatever their company."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(96, 384), (300, 40), (1, 9), (384, 96), (33, 66), (64, 576), (9, 1)]
+    stacks = [torch.randn(2, *shape, generator=generator) for shape in shapes]
+    for stack, found in zip(stacks, muon.orthogonalised(stacks), strict=True):
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.72 and values.max() < 1.28
+        left, _, right = torch.linalg.svd(stack, full_matrices=False)
+        nearest = (found * (left @ right)).sum((1, 2)) / values.norm(dim=1)
+        assert (nearest / min(stack.shape[1:]) ** 0.5 - 1).abs().max() < 0.05
+        (alone,) = muon.orthogonalised([stack[:1]])
+        torch.testing.assert_close(found[:1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_orthogonalised_zeros_stay():
+    """As the gradient of a weight that nothing depends on yet."""
+    for found in muon.orthogonalised([torch.zeros(1, 4, 9), torch.full((1, 9, 4), 1e-20)]):
+        assert found.abs().max() < 1e-4
 
 
 def test_the_polynomials_are_those_of_least_deviation():

@@ -10,6 +10,7 @@ et al., "The unreasonable effectiveness of deep features", 2018, arXiv:1801.0392
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from imgfast.models import Classifier
@@ -37,7 +38,7 @@ class PerceptualLoss(nn.Module):
             targets = self._features(x)
         loss = y.new_zeros(())
         for found, target in zip(self._features(y), targets, strict=True):
-            loss = loss + (found - target).square().mean() / target.square().mean()
+            loss = loss + F.mse_loss(found, target) / target.square().mean()
         return loss
 
     def _features(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -94,7 +94,6 @@ def code_loss(
             linear layer and cross-entropy.
     """
     hidden, target = model(codes, labels).flatten(0, 1), codes.flatten()
-    head = model.head
     if layers == "imgfast":
-        return imgfast.linear_cross_entropy(hidden, head.weight, target, linear_bias=head.bias)
-    return F.cross_entropy(head(hidden), target)
+        return imgfast.linear_cross_entropy(hidden, model.head.weight, target)
+    return F.cross_entropy(model.head(hidden), target)
