@@ -186,7 +186,6 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     const int64_t weight_bytes = need_weight ? slots * kernel.partial_size(args) : 0;
     const int64_t bias_bytes = need_bias ? slots * p.K * element : 0;
     char* partial = static_cast<char*>(shared_buffer.reserve(weight_bytes + bias_bytes));
-    std::fill_n(partial, weight_bytes + bias_bytes, 0);
     if (need_weight) {
       args.partial_weight = partial;
       args.grad_weight = view(grad_weight);
@@ -197,6 +196,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad_y,
     }
     torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
       for (int64_t slot = begin; slot < end; slot++) {
+        std::memset(partial + slot * (weight_bytes / slots), 0, weight_bytes / slots);
+        std::memset(partial + weight_bytes + slot * (bias_bytes / slots), 0, bias_bytes / slots);
         kernel.run(args, units * slot / slots, units * (slot + 1) / slots, slot,
                    thread_buffer.reserve(scratch));
       }

@@ -16,6 +16,7 @@
 namespace imgfast {
 namespace {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kWorthAThread = 1 << 18;  // multiply-adds below which a thread does not pay
@@ -56,13 +57,18 @@ struct Call {
   }
 };
 
+// Most of which is never touched: large pages would be filled with zeros whole.
+Tensor lists(int64_t units, int64_t bytes) {
+  return empty_on(aoti_torch_device_type_cpu(), 0, {{units, bytes}}, ScalarType::Byte, false);
+}
+
 std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& up, const Tensor& down,
                                         double threshold) {
   STD_TORCH_CHECK(threshold >= 0, "feed_forward: threshold must be at least 0, got ", threshold);
   Call call(x, up, down);
   auto& a = call.args;
   Tensor y = imgfast::empty_like(x);
-  Tensor h = empty({{a.units(), a.tiles(), cpu::kFedRows, cpu::kFedHidden}}, x.scalar_type());
+  Tensor h = lists(a.units(), a.kept_bytes());
   a.threshold = threshold;
   a.y = y.data_ptr(), a.h = h.data_ptr();
   call.run(cpu::kernels().feed_forward.forward, a.units());
@@ -75,14 +81,14 @@ std::tuple<Tensor, Tensor, Tensor> feed_forward_backward(const Tensor& grad_y, c
   Call call(x, up, down);
   auto& a = call.args;
   Call::check(grad_y, "grad_y", a.N, a.D, "[N, D]", x);
-  STD_TORCH_CHECK(h.is_cpu() && h.scalar_type() == x.scalar_type() && h.is_contiguous() &&
-                      h.numel() == a.units() * a.tiles() * cpu::kFedRows * cpu::kFedHidden,
+  STD_TORCH_CHECK(h.is_cpu() && h.scalar_type() == ScalarType::Byte && h.is_contiguous() &&
+                      h.numel() == a.units() * a.kept_bytes(),
                   "feed_forward: h must be what forward made");
   Tensor grad_x = imgfast::empty_like(x);
-  Tensor grad_z = imgfast::empty_like(h);
+  const Tensor columns = lists(a.units(), a.column_bytes());
   Tensor grad_up = imgfast::empty_like(up), grad_down = imgfast::empty_like(down);
   a.grad_y = grad_y.data_ptr(), a.h = h.data_ptr();
-  a.grad_x = grad_x.data_ptr(), a.grad_z = grad_z.data_ptr();
+  a.grad_x = grad_x.data_ptr(), a.columns = columns.data_ptr();
   a.grad_up = grad_up.data_ptr(), a.grad_down = grad_down.data_ptr();
   const auto& kernels = cpu::kernels().feed_forward;
   call.run(kernels.backward_rows, a.units());

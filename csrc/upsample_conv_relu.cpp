@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <tuple>
@@ -265,6 +266,18 @@ class Backward {
     input().run(part, begin, end < 0 ? input().units(part) : end, scratch);
   }
 
+  // Sets the sums of one parity and slot to zero.
+  void clear(int i, int64_t slot) const {
+    if (sums_weight_) {
+      const int64_t bytes = weights().partial_size(to_weight_[i]);
+      std::memset(static_cast<char*>(to_weight_[i].partial_weight) + slot * bytes, 0, bytes);
+    }
+    if (sums_bias_) {
+      const int64_t bytes = call_.whole.K * call_.width();
+      std::memset(static_cast<char*>(to_weight_[i].partial_bias) + slot * bytes, 0, bytes);
+    }
+  }
+
   // Adds one parity of `images` images from n on to a slot.
   void run_weight(int i, void* gradient, int64_t n, int64_t images, int64_t slot,
                   void* scratch) const {
@@ -302,10 +315,13 @@ class Backward {
     with_type(call_.compute, [&](auto t) {
       using T = decltype(t);
       if (sums_weight_) {
-        for (cpu::ConvBackwardArgs& args : to_weight_) {
-          args.partial_bias = nullptr;
-          weights().reduce(args, slots_);
-        }
+        torch::stable::parallel_for(0, kParities, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; i++) {
+            cpu::ConvBackwardArgs args = to_weight_[i];
+            args.partial_bias = nullptr;
+            weights().reduce(args, slots_);
+          }
+        });
         const auto* from = static_cast<const T*>(folded_.data_ptr());
         auto* to = static_cast<T*>(grad_weight.data_ptr());
         const int64_t filters = whole.K * whole.C;
@@ -358,9 +374,7 @@ class Backward {
     int64_t weight = 0, bias = 0;
     if (sums_weight_) weight = whole_lines(slots_ * weights().partial_size(to_weight_[0]));
     if (sums_bias_) bias = slots_ * call_.whole.K * call_.width();
-    const int64_t zeroed = kParities * (weight + bias);
-    char* memory = static_cast<char*>(shared_buffer.reserve(pack + zeroed));
-    std::fill_n(memory + pack, zeroed, 0);
+    auto* memory = static_cast<char*>(shared_buffer.reserve(pack + kParities * (weight + bias)));
     if (wants_x()) {
       to_x_.packed_weight = memory;
       imgfast::pack(input(), to_x_);
@@ -413,6 +427,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
           thread_buffer.reserve(backward.scratch() + (chunk + reads.y) * image_bytes));
       char* gradient = scratch + backward.scratch();
       for (int64_t slot = begin; slot < end; slot++) {
+        for (int i = 0; i < kParities && backward.sums(); i++) backward.clear(i, slot);
         const int64_t last = N * (slot + 1) / slots;
         for (int64_t n = N * slot / slots; n < last; n += chunk) {
           const int64_t images = std::min(chunk, last - n);
@@ -441,6 +456,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
     void* scratch = thread_buffer.reserve(backward.scratch());
     for (int64_t task = begin; task < end; task++) {
       if (task < sums) {
+        backward.clear(static_cast<int>(task), 0);
         backward.run_weight(static_cast<int>(task), gradient, 0, N, 0, scratch);
       } else {
         const int64_t part = task - sums;

@@ -71,36 +71,51 @@ struct GradientRows {
 
   void stage(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t ph0, int64_t ph1) const {
     const ConvReLUPoolParams& p = *a.params;
-    copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
-    GradientRows rows = *this;
-    if (needs_y(p)) {
-      // Read where it lies, if that is how it would be copied.
-      const int64_t* stride = a.y.stride;
-      if (is_computed_as_stored<X>(a.y.dtype) && stride[1] == 1 && stride[3] == K &&
-          (ph1 - ph0 == 1 || stride[2] == p.PW * K)) {
-        rows.y = at<typename X::T>(a.y, n, k0, ph0, 0);
-      } else {
-        copy_rows(p, a.y, n, k0, ph0, ph1, y);
-      }
+    if (p.pool == Pool::kAvg) {
+      copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
+      return divide(p, ph0, ph1);
     }
-    if (p.pool == Pool::kAvg) return divide(p, ph0, ph1);
-    const uint8_t* codes = a.codes ? a.codes + (n * p.PH + ph0) * p.PW * p.K + k0 : nullptr;
+    Source from{nullptr, nullptr, nullptr};
+    if (a.codes) from.codes = a.codes + (n * p.PH + ph0) * p.PW * p.K + k0;
+    if (needs_y(p)) from.y = rows_of(p, a.y, n, k0, ph0, ph1, y);
     const int64_t positions = (ph1 - ph0) * p.PW;
     switch (p.activation) {
       case Activation::kReLU:
-        return rows.template differentiate<Activation::kReLU>(codes, p.K, positions);
+        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
+        return differentiate<Activation::kReLU>(from, p.K, positions);
       case Activation::kLeakyReLU:
-        return rows.template differentiate<Activation::kLeakyReLU>(codes, p.K, positions);
+        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
+        return differentiate<Activation::kLeakyReLU>(from, p.K, positions);
       case Activation::kSigmoid:
-        return rows.template differentiate<Activation::kSigmoid>(codes, p.K, positions);
+        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
+        return differentiate<Activation::kSigmoid>(from, p.K, positions);
       case Activation::kTanh:
-        return rows.template differentiate<Activation::kTanh>(codes, p.K, positions);
+        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
+        return differentiate<Activation::kTanh>(from, p.K, positions);
       default:
-        return;
+        copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
     }
   }
 
  private:
+  // What gradients are made of: [positions][K], and codes [positions][filters of all groups].
+  struct Source {
+    const typename X::T *grad, *y;
+    const uint8_t* codes;  // or null without a pool
+  };
+
+  // Rows of a tensor: where they lie if that is how they would be copied, or a copy.
+  const typename X::T* rows_of(const ConvReLUPoolParams& p, const View4& from, int64_t n,
+                               int64_t k0, int64_t ph0, int64_t ph1, typename X::T* copy) const {
+    const int64_t* stride = from.stride;
+    if (is_computed_as_stored<X>(from.dtype) && stride[1] == 1 && stride[3] == K &&
+        (ph1 - ph0 == 1 || stride[2] == p.PW * K)) {
+      return at<typename X::T>(from, n, k0, ph0, 0);
+    }
+    copy_rows(p, from, n, k0, ph0, ph1, copy);
+    return copy;
+  }
+
   // Rows that follow each other in memory are one matrix.
   void copy_rows(const ConvReLUPoolParams& p, const View4& from, int64_t n, int64_t k0, int64_t ph0,
                  int64_t ph1, typename X::T* to) const {
@@ -128,35 +143,36 @@ struct GradientRows {
     }
   }
 
-  // Takes the gradients through the activation; codes [positions][code_step], or null without a
-  // pool.
+  // Takes the gradients through the activation; codes are code_step apart.
   template <Activation kActivation>
-  void differentiate(const uint8_t* codes, int64_t code_step, int64_t positions) const {
+  void differentiate(const Source& from, int64_t code_step, int64_t positions) const {
+    const uint8_t* codes = from.codes;
     const int64_t run = code_step == K || !codes ? positions * K : K;  // without a gap
     for (int64_t i = 0; i < positions * K; i += run, codes += codes ? code_step : 0) {
       int64_t k = 0;
       for (; k + X::kLanes <= run; k += X::kLanes) {
-        differentiate_vector<kActivation>(i + k, codes ? codes + k : nullptr, X::kLanes);
+        differentiate_vector<kActivation>(from, i + k, codes ? codes + k : nullptr, X::kLanes);
       }
       if (k < run) {
-        differentiate_vector<kActivation>(i + k, codes ? codes + k : nullptr,
+        differentiate_vector<kActivation>(from, i + k, codes ? codes + k : nullptr,
                                           static_cast<int>(run - k));
       }
     }
   }
 
   template <Activation kActivation>
-  [[gnu::always_inline]] void differentiate_vector(int64_t i, const uint8_t* codes, int n) const {
-    const auto g = X::load(grad + i, n), one = X::set1(1);
+  [[gnu::always_inline]] void differentiate_vector(const Source& from, int64_t i,
+                                                   const uint8_t* codes, int n) const {
+    const auto g = X::load(from.grad + i, n), one = X::set1(1);
     if constexpr (kActivation == Activation::kSigmoid) {
-      const auto value = X::load(y + i, n);
+      const auto value = X::load(from.y + i, n);
       X::store(grad + i, X::mul(g, X::mul(value, X::sub(one, value))), n);
     } else if constexpr (kActivation == Activation::kTanh) {
-      const auto value = X::load(y + i, n);
+      const auto value = X::load(from.y + i, n);
       X::store(grad + i, X::mul(g, X::sub(one, X::mul(value, value))), n);
     } else {  // blocked: the argument was <= 0
       const auto blocked =
-          codes ? X::ge(X::load(codes, n), X::set1(kBlocked)) : X::ge(X::zero(), X::load(y + i, n));
+          codes ? X::ge(X::load(codes, n), X::set1(kBlocked)) : X::ge(X::zero(), X::load(from.y + i, n));
       const auto small = kActivation == Activation::kReLU
                              ? X::zero()
                              : X::mul(g, X::set1(static_cast<typename X::T>(kLeakyReLUSlope)));

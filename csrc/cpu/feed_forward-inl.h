@@ -5,7 +5,9 @@
 //   y = sum over h of h^2 V[h]     dh = dy V[h]     dz = 2 h dh     dx = sum over h of dz U[h]
 //   dU[h] = sum over n of dz x[n]     dV[h] = sum over n of h^2 dy[n]
 //
-// with V[h] the column. Rows are padded with zeros to whole vectors.
+// with V[h] the column. Rows are padded with zeros to whole vectors. Between the passes lists are all
+// that is in memory: of rows from forward to the pass over rows, which sorts them into those of
+// columns for the pass over weights.
 #pragma once
 
 #include "count-inl.h"
@@ -56,7 +58,6 @@ struct FeedForward {
   using V = typename X::V;
   static constexpr int kL = X::kLanes, kTile = X::kTileCols;
   static constexpr int kMostVectors = 2 * kTile;  // of a row, in registers
-  static constexpr int64_t kTileSize = kFedRows * kFedHidden;
 
   const FeedForwardArgs& a;
   const int64_t width = round_up(a.D, kL);  // of a row of x, y, U or V's columns
@@ -74,14 +75,12 @@ struct FeedForward {
   // Rows of a unit.
   T *const rows = arena.take<T>(kFedRows * width), *const sums = arena.take<T>(kFedRows * width);
   T* const grad_rows = arena.take<T>(kFedRows * width);
-  // Lists of a tile's rows or columns.
-  static constexpr int64_t kMost = kFedRows > kFedHidden ? kFedRows : kFedHidden;
-  static constexpr int64_t kRoom = kMost + kL;
-  T *const factors = arena.take<T>(kMost * kRoom), *const others = arena.take<T>(kMost * kRoom);
-  int32_t* const places = arena.take<int32_t>(kMost * kRoom);
-  int64_t* const counts = arena.take<int64_t>(kMost);
-  T* const dots = arena.take<T>(kRoom * kL);
-  T* const across = arena.take<T>(kTileSize);
+  // A tile, and lists of it with room for a vector behind.
+  static constexpr int64_t kRoom = kFedNumbers + kL;
+  T* const z = arena.take<T>(kFedNumbers);
+  T *const numbers = arena.take<T>(kRoom), *const factors = arena.take<T>(kRoom);
+  int32_t* const places = arena.take<int32_t>(kRoom);
+  T* const dots = arena.take<T>((kFedHidden + kL) * kL);
   // The weights in the order of their walks; the pass over weights has its sums there.
   T* const up_across = arena.take<T>(a.D * hidden);
   T *const up = arena.take<T>(hidden * width), *const down = arena.take<T>(hidden * width);
@@ -100,19 +99,16 @@ struct FeedForward {
   }
 
   // sum += sum over a list of factors times rows of a matrix.
-  void add(int64_t list, const T* factor, const T* matrix, T* sum) const {
-    const int32_t* const at = places + list * kRoom;
-    factor += list * kRoom;
+  void add(const T* factor, const int32_t* at, int64_t count, const T* matrix, T* sum) const {
     int64_t d = 0;
     for (; d + step < vectors; d += step)
-      add_step(factor, at, counts[list], matrix + d * kL, width, sum + d * kL);
-    add_last(factor, at, counts[list], matrix + d * kL, width, sum + d * kL);
+      add_step(factor, at, count, matrix + d * kL, width, sum + d * kL);
+    add_last(factor, at, count, matrix + d * kL, width, sum + d * kL);
   }
 
-  // factor = 2 factor (row . row of the matrix), of a list.
-  void dot(int64_t list, const T* row, const T* matrix) const {
-    const int32_t* const at = places + list * kRoom;
-    const int64_t count = counts[list];
+  // slope = 2 h (row . row of the matrix), of a list; whole vectors of it.
+  void dot(const T* row, const T* h, const int32_t* at, int64_t count, const T* matrix,
+           T* slope) const {
     fill_zero(dots, count * kL);
     int64_t d = 0;
     for (; d + step < vectors; d += step)
@@ -124,18 +120,14 @@ struct FeedForward {
       X::transpose(block);
       for (int apart = kL / 2; apart > 0; apart /= 2)
         for (int l = 0; l < apart; l++) block[l] = X::add(block[l], block[l + apart]);
-      T* const factor = factors + list * kRoom + i;
-      const V h = X::load(factor);
-      X::store(factor, X::mul(X::add(h, h), block[0]));
+      const V v = X::load(h + i);
+      X::store(slope + i, X::mul(X::add(v, v), block[0]));
     }
   }
 
   static typename X::M exceeds(V z, V threshold) {
     return X::either(X::gt(z, threshold), X::is_nan(z));
   }
-  // Of what forward kept.
-  static typename X::M is_kept(V h) { return exceeds(h, X::zero()); }
-
   // Rows [first, first + count) of a tensor [., D] to rows of vectors, zeros behind.
   void read(const void* tensor, int64_t first, int64_t count, int64_t padded, T* to) const {
     const T* const from = static_cast<const T*>(tensor) + first * a.D;
@@ -150,16 +142,37 @@ struct FeedForward {
 
   // --- forward -----------------------------------------------------------------------------------
 
-  T* tile_of(void* tensor, int64_t unit, int64_t tile) const {
-    return static_cast<T*>(tensor) + (unit * tiles + tile) * kTileSize;
+  // A tile's lists, and where the next tile's are.
+  struct Lists {
+    int32_t* ends;
+    T *numbers, *slopes;  // slopes: of columns alone
+    int32_t* places;
+    char* next;
+  };
+
+  // Of `lists` lists of `total` numbers, and of as many slopes, at a place.
+  static Lists lists_at(void* place, int64_t lists, int64_t total, bool slopes) {
+    auto* const ends = static_cast<int32_t*>(place);
+    T* const numbers = reinterpret_cast<T*>(ends + lists);
+    T* const behind = numbers + (slopes ? 2 : 1) * total;
+    auto* const places = reinterpret_cast<int32_t*>(behind);
+    const int64_t bytes = reinterpret_cast<char*>(places + total) - static_cast<char*>(place);
+    return {ends, numbers, numbers + total, places,
+            static_cast<char*>(place) + round_up(bytes, sizeof(T))};
+  }
+  static Lists rows_at(void* place) {
+    const int64_t total = static_cast<const int32_t*>(place)[kFedRows - 1];
+    return lists_at(place, kFedRows, total, false);
+  }
+  static Lists columns_at(void* place) {
+    const int64_t total = static_cast<const int32_t*>(place)[kFedHidden - 1];
+    return lists_at(place, kFedHidden, total, true);
   }
 
-  // Zeros where there is no row or no hidden number: one that is not finite times the zeros behind
-  // the others would be a number that counts.
-  static void clear_beyond(T* tile, int64_t count, int64_t valid) {
-    fill_zero(tile + count * kFedHidden, (kFedRows - count) * kFedHidden);
-    for (int64_t i = 0; valid < kFedHidden && i < count; i++)
-      fill_zero(tile + i * kFedHidden + valid, kFedHidden - valid);
+  char* rows_of(int64_t unit) const { return static_cast<char*>(a.h) + unit * a.kept_bytes(); }
+  // Where each tile's columns begin, and the first of them.
+  int64_t* columns_of(int64_t unit) const {
+    return reinterpret_cast<int64_t*>(static_cast<char*>(a.columns) + unit * a.column_bytes());
   }
 
   void begin_forward() const {
@@ -176,32 +189,55 @@ struct FeedForward {
   void forward(int64_t unit) const {
     const int64_t first = unit * kFedRows, count = min_of(kFedRows, a.N - first);
     const V threshold = X::set1(static_cast<T>(a.threshold));
+    char* kept = rows_of(unit);
     read(a.x, first, count, kFedRows, rows);
     fill_zero(sums, count * width);
     for (int64_t tile = 0; tile < tiles; tile++) {
-      T* const h = tile_of(a.h, unit, tile);
       for (int64_t j = 0; j < kFedHidden; j += 2 * kL) {
         for (int64_t i = 0; i < kFedRows; i += kTile) {
           product_tile<X, 2>(rows + i * width, width, 1, up_across + tile * kFedHidden + j, hidden,
-                             h + i * kFedHidden + j, kFedHidden, a.D);
+                             z + i * kFedHidden + j, kFedHidden, a.D);
         }
       }
-      clear_beyond(h, count, a.H - tile * kFedHidden);
-      for (int64_t i = 0; i < count; i++) {
-        int64_t listed = i * kRoom;
-        for (int64_t j = 0; j < kFedHidden; j += kL) {
-          T* const place = h + i * kFedHidden + j;
-          const V z = X::load(place);
-          const auto mask = exceeds(z, threshold);
-          X::store(place, X::blend(mask, z, X::zero()));
-          listed += X::compress(mask, X::mul(z, z), static_cast<int>(j), factors + listed,
-                                places + listed);
+      auto* const ends = reinterpret_cast<int32_t*>(kept);
+      int64_t listed = 0;
+      for (int64_t i = 0; i < kFedRows; i++) {
+        const int64_t begin = listed;
+        if (i < count) {
+          listed = list_row(z + i * kFedHidden, a.H - tile * kFedHidden, threshold, begin);
+          add(factors + begin, places + begin, listed - begin, down + tile * kFedHidden * width,
+              sums + i * width);
         }
-        counts[i] = listed - i * kRoom;
-        add(i, factors, down + tile * kFedHidden * width, sums + i * width);
+        ends[i] = static_cast<int32_t>(listed);
       }
+      const Lists lists = rows_at(kept);
+      copy(numbers, listed, lists.numbers);
+      copy(places, listed, lists.places);
+      kept = lists.next;
     }
     write(sums, first, count, a.y);
+  }
+
+  // Lists what counts of a row of hidden numbers, of which `valid` are some, and its squares; returns
+  // where the list ends.
+  int64_t list_row(T* row, int64_t valid, V threshold, int64_t begin) const {
+    int64_t end = begin;
+    // Numbers that are not finite times the zeros behind the others would be numbers that count.
+    if (valid < kFedHidden) fill_zero(row + valid, kFedHidden - valid);
+    for (int64_t j = 0; j < kFedHidden; j += kL) {
+      const V h = X::load(row + j);
+      end += X::compress(exceeds(h, threshold), h, static_cast<int>(j), numbers + end, places + end);
+    }
+    for (int64_t l = begin; l < end; l += kL) {
+      const V h = X::load(numbers + l);
+      X::store(factors + l, X::mul(h, h));
+    }
+    return end;
+  }
+
+  template <class Number>
+  static void copy(const Number* from, int64_t count, Number* to) {
+    for (int64_t i = 0; i < count; i++) to[i] = from[i];
   }
 
   // --- backward ----------------------------------------------------------------------------------
@@ -213,27 +249,52 @@ struct FeedForward {
 
   void backward_rows(int64_t unit) const {
     const int64_t first = unit * kFedRows, count = min_of(kFedRows, a.N - first);
+    char* kept = rows_of(unit);
+    int64_t* const begins = columns_of(unit);
+    char* sorted = reinterpret_cast<char*>(begins + tiles);
     read(a.grad_y, first, count, kFedRows, rows);
     fill_zero(sums, count * width);
     for (int64_t tile = 0; tile < tiles; tile++) {
-      const T* const h = tile_of(a.h, unit, tile);
-      T* const z = tile_of(a.grad_z, unit, tile);
+      const Lists lists = rows_at(kept);
       const int64_t place = tile * kFedHidden * width;
-      fill_zero(z, kTileSize);
       for (int64_t i = 0; i < count; i++) {
-        int64_t listed = i * kRoom;
-        for (int64_t j = 0; j < kFedHidden; j += kL) {
-          const V v = X::load(h + i * kFedHidden + j);
-          listed +=
-              X::compress(is_kept(v), v, static_cast<int>(j), factors + listed, places + listed);
-        }
-        counts[i] = listed - i * kRoom;
-        dot(i, rows + i * width, down + place);
-        for (int64_t l = i * kRoom; l < listed; l++) z[places[l] * kFedRows + i] = factors[l];
+        const int64_t begin = begin_of(lists, i), listed = lists.ends[i] - begin;
+        const int32_t* const at = lists.places + begin;
+        dot(rows + i * width, lists.numbers + begin, at, listed, down + place, factors + begin);
+        add(factors + begin, at, listed, up + place, sums + i * width);
       }
-      for (int64_t i = 0; i < count; i++) add(i, factors, up + place, sums + i * width);
+      begins[tile] = sorted - reinterpret_cast<char*>(begins);
+      sorted = sort(lists, sorted);
+      kept = lists.next;
     }
     write(sums, first, count, a.grad_x);
+  }
+
+  static int64_t begin_of(const Lists& lists, int64_t number) {
+    return number > 0 ? lists.ends[number - 1] : 0;
+  }
+
+  // From a tile's rows, and the slopes of their numbers, to columns at a place; returns what is
+  // behind them.
+  char* sort(const Lists& from, char* place) const {
+    const int64_t total = from.ends[kFedRows - 1];
+    const Lists to = lists_at(place, kFedHidden, total, true);
+    int32_t count[kFedHidden] = {};
+    for (int64_t l = 0; l < total; l++) count[from.places[l]]++;
+    int32_t begin = 0;
+    for (int64_t j = 0; j < kFedHidden; j++) {
+      to.ends[j] = begin;
+      begin += count[j];
+    }
+    for (int32_t i = 0, l = 0; i < kFedRows; i++) {
+      for (; l < from.ends[i]; l++) {
+        const int32_t at = to.ends[from.places[l]]++;  // in the end, where the list ends
+        to.numbers[at] = from.numbers[l] * from.numbers[l];
+        to.slopes[at] = factors[l];
+        to.places[at] = i;
+      }
+    }
+    return to.next;
   }
 
   // Of hidden numbers in tiles [begin, end), whose sums are rows of `up` and `down`.
@@ -243,28 +304,17 @@ struct FeedForward {
     fill_zero(down, count * width);
     for (int64_t unit = 0; unit < a.units(); unit++) {
       const int64_t first = unit * kFedRows, here = min_of(kFedRows, a.N - first);
+      int64_t* const begins = columns_of(unit);
       read(a.x, first, here, kFedRows, rows);
       read(a.grad_y, first, here, kFedRows, grad_rows);
       for (int64_t tile = begin; tile < end; tile++) {
-        const T* const z = tile_of(a.grad_z, unit, tile);
+        const Lists lists = columns_at(reinterpret_cast<char*>(begins) + begins[tile]);
         const int64_t place = (tile - begin) * kFedHidden * width;
-        transpose_into<X>(tile_of(a.h, unit, tile), kFedHidden, across, kFedRows, kFedRows,
-                          kFedHidden);
         for (int64_t j = 0; j < kFedHidden; j++) {
-          int64_t listed = j * kRoom;
-          for (int64_t i = 0; i < kFedRows; i += kL) {
-            const V h = X::load(across + j * kFedRows + i);
-            const V slope = X::load(z + j * kFedRows + i);
-            const auto mask = is_kept(h);
-            X::compress(mask, X::mul(h, h), static_cast<int>(i), factors + listed, places + listed);
-            listed +=
-                X::compress(mask, slope, static_cast<int>(i), others + listed, places + listed);
-          }
-          counts[j] = listed - j * kRoom;
+          const int64_t at = begin_of(lists, j), listed = lists.ends[j] - at;
+          add(lists.slopes + at, lists.places + at, listed, rows, up + place + j * width);
+          add(lists.numbers + at, lists.places + at, listed, grad_rows, down + place + j * width);
         }
-        for (int64_t j = 0; j < kFedHidden; j++) add(j, others, rows, up + place + j * width);
-        for (int64_t j = 0; j < kFedHidden; j++)
-          add(j, factors, grad_rows, down + place + j * width);
       }
     }
     const int64_t from = begin * kFedHidden, valid = min_of(count, a.H - from);

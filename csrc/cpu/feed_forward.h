@@ -11,9 +11,10 @@
 
 namespace imgfast::cpu {
 
-// A tile of hidden numbers, [kFedRows][kFedHidden]. What is kept of them is in tiles, those of the
-// same rows one after the other; tiles that reach beyond N or H are whole, too.
-inline constexpr int64_t kFedRows = 48, kFedHidden = 64;
+// A tile of hidden numbers is [kFedRows][kFedHidden]; those at the edges reach beyond N or H. What is
+// kept of tiles are lists of the numbers that count, of a unit's tiles one after the other, in as
+// many bytes as all numbers would need: what is not in use is never touched.
+inline constexpr int64_t kFedRows = 48, kFedHidden = 64, kFedNumbers = kFedRows * kFedHidden;
 
 // Tensors are dense, of dtype float32 or float64.
 struct FeedForwardArgs {
@@ -23,16 +24,26 @@ struct FeedForwardArgs {
   const void* x;       // [N, D]
   const void* up;      // U: [H, D]
   const void* down;    // V: [D, H]
-  void* h;             // tiles; written by forward, read by backward
+  void* h;             // [units][kept_bytes]; written by forward, read by backward
   void* y;             // forward: [N, D]
   const void* grad_y;  // backward: [N, D]
   void* grad_x;        // [N, D]
-  void* grad_z;        // tiles, transposed, of the gradient at U x: written by the pass over rows
+  void* columns;       // [units][column_bytes], written by the pass over rows
   void* grad_up;       // [H, D]
   void* grad_down;     // [D, H]
 
   int64_t units() const { return (N + kFedRows - 1) / kFedRows; }
   int64_t tiles() const { return (H + kFedHidden - 1) / kFedHidden; }  // of a unit
+  int64_t number_bytes() const { return dtype == DType::kFloat64 ? 8 : 4; }
+  // Of a tile row after row: where each row's list ends (int32), the numbers, their columns (int32).
+  int64_t kept_bytes() const {
+    return tiles() * (4 * kFedRows + kFedNumbers * (number_bytes() + 4));
+  }
+  // Where each tile begins (int64); of a tile column after column: where each column's list ends,
+  // the squares of the numbers, the gradients at U x, their rows.
+  int64_t column_bytes() const {
+    return tiles() * (8 + 4 * kFedHidden + kFedNumbers * (2 * number_bytes() + 4));
+  }
 };
 
 // forward and backward_rows take units of kFedRows rows, backward_weights, after all of those,

@@ -6,7 +6,7 @@ With a threshold of 0 that is the square of ReLU (D. So et al., "Primer", 2021, 
 with a larger one that of a JumpReLU (N. B. Erichson et al., 2019, arXiv:1904.03750), whose jump the
 gradient does not see. Where h is zero, five of the six matrix products of a training step have
 nothing to add: y, the gradients at h and at x, and those at both weights. The kernel
-(csrc/cpu/feed_forward-inl.h) walks along lists of what is not zero, and keeps h alone.
+(csrc/cpu/feed_forward-inl.h) walks along lists of what is not zero, which are all that is kept.
 """
 
 import torch
@@ -18,7 +18,7 @@ _forward = torch.ops.imgfast.feed_forward.default
 _backward = torch.ops.imgfast.feed_forward_backward.default
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _DTYPES = (torch.float32, torch.float64)
-_ROWS, _HIDDEN = 48, 64  # csrc/cpu/feed_forward.h
+_ROWS, _HIDDEN = 48, 64  # of a tile: csrc/cpu/feed_forward.h
 
 
 def feed_forward(x, up, down, threshold=0.0):
@@ -68,8 +68,9 @@ class _FeedForward(torch.autograd.Function):
 
 @torch.library.register_fake("imgfast::feed_forward")
 def _(x, up, down, threshold):
-    tiles = -(-len(x) // _ROWS), -(-len(up) // _HIDDEN)
-    return torch.empty_like(x), x.new_empty(*tiles, _ROWS, _HIDDEN)
+    units, tiles = -(-len(x) // _ROWS), -(-len(up) // _HIDDEN)
+    tile_bytes = 4 * _ROWS + _ROWS * _HIDDEN * (x.dtype.itemsize + 4)
+    return torch.empty_like(x), x.new_empty(units, tiles * tile_bytes, dtype=torch.uint8)
 
 
 @torch.library.register_fake("imgfast::feed_forward_backward")

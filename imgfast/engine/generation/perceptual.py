@@ -10,7 +10,6 @@ et al., "The unreasonable effectiveness of deep features", 2018, arXiv:1801.0392
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from imgfast.models import Classifier
@@ -38,7 +37,7 @@ class PerceptualLoss(nn.Module):
             targets = self._features(x)
         loss = y.new_zeros(())
         for found, target in zip(self._features(y), targets, strict=True):
-            loss = loss + F.mse_loss(found, target) / target.square().mean()
+            loss = loss + _RelativeDistance.apply(found, target)
         return loss
 
     def _features(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -47,6 +46,24 @@ class PerceptualLoss(nn.Module):
             x = stage(x)
             features.append(x)
         return features
+
+
+class _RelativeDistance(torch.autograd.Function):
+    """``mean (f - t)^2 / mean t^2``, in one pass of its gradient, which lies in memory as f does:
+    torch's losses have one in rows of pixels, which the layers below would have to turn around."""
+
+    @staticmethod
+    def forward(ctx, found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        away = found - target
+        ctx.length = torch.linalg.vector_norm(target, dtype=torch.float32).square()
+        ctx.save_for_backward(away)
+        return torch.linalg.vector_norm(away, dtype=torch.float32).square() / ctx.length
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (away,) = ctx.saved_tensors
+        return (away * (2 * grad / ctx.length)).to(away.dtype), None
 
 
 def _by_convolution(model: Classifier) -> list[nn.Sequential]:
