@@ -37,13 +37,13 @@ inline int64_t threads_for(int64_t work) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Packs the weight of a call, by all threads.
+// Packs the weight of a call, by all threads. A byte takes about as long as a multiply-add.
 template <class Args>
 void pack(const cpu::PackedKernel<Args>& kernel, const Args& args) {
   const int64_t units = kernel.pack_units(args);
   const int64_t grain = std::max<int64_t>(1, kWorthAThread * units / (kernel.pack_size(args) + 1));
-  torch::stable::parallel_for(
-      0, units, grain, [&](int64_t begin, int64_t end) { kernel.pack(args, begin, end); });
+  torch::stable::parallel_for(0, units, grain,
+                              [&](int64_t begin, int64_t end) { kernel.pack(args, begin, end); });
 }
 
 // Shares out direct work in units whose input rows stay in cache, enough of them to keep every

@@ -16,7 +16,7 @@
 namespace imgfast {
 namespace {
 
-constexpr int64_t kChunkBytes = 512 << 10;  // of expanded gradients, to stay in a core's cache
+constexpr int64_t kChunkBytes = 512 << 10;     // of expanded gradients, to stay in a core's cache
 constexpr int64_t kWorthAThreadFilters = 512;  // of 3 x 3 taps, below which a thread does not pay
 
 Tensor new_tensor(const Ints& sizes, ScalarType dtype, bool channels_last = false) {

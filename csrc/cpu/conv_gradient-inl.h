@@ -171,8 +171,8 @@ struct GradientRows {
       const auto value = X::load(from.y + i, n);
       X::store(grad + i, X::mul(g, X::sub(one, X::mul(value, value))), n);
     } else {  // blocked: the argument was <= 0
-      const auto blocked =
-          codes ? X::ge(X::load(codes, n), X::set1(kBlocked)) : X::ge(X::zero(), X::load(from.y + i, n));
+      const auto blocked = codes ? X::ge(X::load(codes, n), X::set1(kBlocked))
+                                 : X::ge(X::zero(), X::load(from.y + i, n));
       const auto small = kActivation == Activation::kReLU
                              ? X::zero()
                              : X::mul(g, X::set1(static_cast<typename X::T>(kLeakyReLUSlope)));

@@ -5,8 +5,8 @@
 //   y = sum over h of h^2 V[h]     dh = dy V[h]     dz = 2 h dh     dx = sum over h of dz U[h]
 //   dU[h] = sum over n of dz x[n]     dV[h] = sum over n of h^2 dy[n]
 //
-// with V[h] the column. Rows are padded with zeros to whole vectors. Between the passes lists are all
-// that is in memory: of rows from forward to the pass over rows, which sorts them into those of
+// with V[h] the column. Rows are padded with zeros to whole vectors. Between the passes lists are
+// all that is in memory: of rows from forward to the pass over rows, which sorts them into those of
 // columns for the pass over weights.
 #pragma once
 
@@ -218,15 +218,16 @@ struct FeedForward {
     write(sums, first, count, a.y);
   }
 
-  // Lists what counts of a row of hidden numbers, of which `valid` are some, and its squares; returns
-  // where the list ends.
+  // Lists what counts of a row of hidden numbers, of which `valid` are some, and its squares;
+  // returns where the list ends.
   int64_t list_row(T* row, int64_t valid, V threshold, int64_t begin) const {
     int64_t end = begin;
     // Numbers that are not finite times the zeros behind the others would be numbers that count.
     if (valid < kFedHidden) fill_zero(row + valid, kFedHidden - valid);
     for (int64_t j = 0; j < kFedHidden; j += kL) {
       const V h = X::load(row + j);
-      end += X::compress(exceeds(h, threshold), h, static_cast<int>(j), numbers + end, places + end);
+      end +=
+          X::compress(exceeds(h, threshold), h, static_cast<int>(j), numbers + end, places + end);
     }
     for (int64_t l = begin; l < end; l += kL) {
       const V h = X::load(numbers + l);

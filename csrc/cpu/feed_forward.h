@@ -11,9 +11,9 @@
 
 namespace imgfast::cpu {
 
-// A tile of hidden numbers is [kFedRows][kFedHidden]; those at the edges reach beyond N or H. What is
-// kept of tiles are lists of the numbers that count, of a unit's tiles one after the other, in as
-// many bytes as all numbers would need: what is not in use is never touched.
+// A tile of hidden numbers is [kFedRows][kFedHidden]; those at the edges reach beyond N or H. What
+// is kept of tiles are lists of the numbers that count, of a unit's tiles one after the other, in
+// as many bytes as all numbers would need: what is not in use is never touched.
 inline constexpr int64_t kFedRows = 48, kFedHidden = 64, kFedNumbers = kFedRows * kFedHidden;
 
 // Tensors are dense, of dtype float32 or float64.
@@ -35,7 +35,8 @@ struct FeedForwardArgs {
   int64_t units() const { return (N + kFedRows - 1) / kFedRows; }
   int64_t tiles() const { return (H + kFedHidden - 1) / kFedHidden; }  // of a unit
   int64_t number_bytes() const { return dtype == DType::kFloat64 ? 8 : 4; }
-  // Of a tile row after row: where each row's list ends (int32), the numbers, their columns (int32).
+  // Of a tile row after row: where each row's list ends (int32), the numbers, their columns
+  // (int32).
   int64_t kept_bytes() const {
     return tiles() * (4 * kFedRows + kFedNumbers * (number_bytes() + 4));
   }

@@ -12,7 +12,7 @@ CLASSES, CODES, SIDE = 3, 11, 4
 def prior():
     """A small network whose blocks are no identities any more."""
     torch.manual_seed(0)
-    model = Prior(CLASSES, CODES, SIDE, width=24, depth=2, heads=3, threshold=0.2).eval()
+    model = Prior(CLASSES, CODES, SIDE, width=24, depth=3, heads=3, threshold=0.2).eval()
     for name, value in model.named_parameters():
         if value.ndim == 2 and name.startswith(("blocks", "head")):
             torch.nn.init.normal_(value, std=0.3)
@@ -32,6 +32,13 @@ def test_neighbours_of_a_square_of_three():
         (5, 3, 4, -1), (6, 4, 5, 3), (7, 5, -1, 4),
     ]  # fmt: skip
     assert _neighbours(3).t().tolist() == [list(row) for row in expected]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_every_second_block_attends_or_the_only_one(depth):
+    blocks = Prior(CLASSES, CODES, SIDE, 24, depth, 3, 0.2).blocks
+    attending = [number for number, block in enumerate(blocks) if block.attention is not None]
+    assert attending == {1: [0], 2: [1], 5: [1, 3]}[depth]
 
 
 @torch.no_grad()
