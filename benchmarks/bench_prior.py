@@ -30,7 +30,7 @@ def _neighbour_mix(n, length, width):
     side = round(length**0.5)
     steps = torch.tensor([1, side, side - 1, side + 1])  # the ends of rows have neighbours, too
     places = (torch.arange(length) - steps[:, None]).clamp(min=-1)
-    return (_normal(n, length, width), _normal(len(steps), width)), (places,)
+    return (_normal(n, length, width), _normal(width), _normal(len(steps), width)), (places,)
 
 
 OPERATORS = {  # ours, stock, arguments with a gradient and others

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "cpu/dispatch.h"
@@ -63,10 +64,12 @@ Tensor lists(int64_t units, int64_t bytes) {
 }
 
 std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& up, const Tensor& down,
-                                        double threshold) {
+                                        double threshold, const std::optional<Tensor>& residual) {
   STD_TORCH_CHECK(threshold >= 0, "feed_forward: threshold must be at least 0, got ", threshold);
   Call call(x, up, down);
   auto& a = call.args;
+  if (residual) Call::check(*residual, "residual", a.N, a.D, "[N, D]", x);
+  a.residual = residual ? residual->data_ptr() : nullptr;
   Tensor y = imgfast::empty_like(x);
   Tensor h = lists(a.units(), a.kept_bytes());
   a.threshold = threshold;

@@ -6,9 +6,11 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "cpu/dispatch.h"
+#include "cpu/scratch.h"
 #include "empty.h"
 #include "tensor_dtype.h"
 
@@ -19,11 +21,12 @@ using torch::stable::Tensor;
 
 constexpr int64_t kWorthAThread = 1 << 16;  // numbers read below which a thread does not pay
 
+thread_local cpu::Scratch thread_buffer;
+
 struct Call {
   cpu::NeighbourMixArgs args{};
-  int64_t units;
 
-  Call(const Tensor& x, const Tensor& weight, const Tensor& places) {
+  Call(const Tensor& x, const Tensor& gain, const Tensor& weight, const Tensor& places) {
     STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.is_contiguous(),
                     "neighbour_mix: x must be dense [N, T, D] on the CPU");
     auto& a = args;
@@ -31,6 +34,9 @@ struct Call {
     STD_TORCH_CHECK(a.dtype == DType::kFloat32 || a.dtype == DType::kFloat64,
                     "neighbour_mix: x must be float32 or float64");
     a.N = x.size(0), a.T = x.size(1), a.D = x.size(2), a.J = weight.dim() ? weight.size(0) : 0;
+    STD_TORCH_CHECK(gain.is_cpu() && gain.dim() == 1 && gain.size(0) == a.D &&
+                        gain.scalar_type() == x.scalar_type() && gain.is_contiguous(),
+                    "neighbour_mix: gain must be dense [D] of x's D and dtype");
     STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(1) == a.D &&
                         weight.scalar_type() == x.scalar_type() && weight.is_contiguous(),
                     "neighbour_mix: weight must be dense [J, D] of x's D and dtype");
@@ -44,42 +50,55 @@ struct Call {
     const bool inside = std::all_of(a.places, a.places + a.J * a.T,
                                     [&](int64_t place) { return -1 <= place && place < a.T; });
     STD_TORCH_CHECK(inside, "neighbour_mix: places must lie in [-1, ", a.T, ")");
-    a.x = x.data_ptr(), a.weight = weight.data_ptr();
-    units = (a.N + cpu::kMixedAtOnce - 1) / cpu::kMixedAtOnce;
+    a.x = x.data_ptr(), a.gain = gain.data_ptr(), a.weight = weight.data_ptr();
+  }
+
+  // The memory of a gradient at x.
+  static const void* like_x(const Tensor& t, const char* name, const Tensor& x) {
+    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type() && t.is_contiguous() &&
+                        t.numel() == x.numel(),
+                    "neighbour_mix: ", name, " must be dense [N, T, D] of x's dtype");
+    return t.data_ptr();
   }
 
   void run(decltype(cpu::NeighbourMixKernels::forward) kernel) const {
-    if (units == 0) return;
+    if (args.units() == 0 || args.D == 0) return;
+    const int64_t scratch = cpu::kernels().neighbour_mix.scratch(args);
     const int64_t work = cpu::kMixedAtOnce * args.T * args.D * (1 + args.J);
     const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work));
-    torch::stable::parallel_for(0, units, grain,
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    torch::stable::parallel_for(0, args.units(), grain, [&](int64_t begin, int64_t end) {
+      kernel(args, begin, end, thread_buffer.reserve(scratch));
+    });
   }
 };
 
-Tensor neighbour_mix(const Tensor& x, const Tensor& weight, const Tensor& places) {
-  Call call(x, weight, places);
+Tensor neighbour_mix(const Tensor& x, const Tensor& gain, const Tensor& weight,
+                     const Tensor& places) {
+  Call call(x, gain, weight, places);
   Tensor y = imgfast::empty_like(x);
   call.args.y = y.data_ptr();
   call.run(cpu::kernels().neighbour_mix.forward);
   return y;
 }
 
-// grad_weight is a row for each unit, to be summed up.
-std::tuple<Tensor, Tensor> neighbour_mix_backward(const Tensor& grad_y, const Tensor& x,
-                                                  const Tensor& weight, const Tensor& places) {
-  Call call(x, weight, places);
+std::tuple<Tensor, Tensor, Tensor> neighbour_mix_backward(const Tensor& grad_y,
+                                                          const std::optional<Tensor>& grad_too,
+                                                          const Tensor& x, const Tensor& gain,
+                                                          const Tensor& weight,
+                                                          const Tensor& places) {
+  Call call(x, gain, weight, places);
   auto& a = call.args;
-  STD_TORCH_CHECK(grad_y.is_cpu() && grad_y.scalar_type() == x.scalar_type() &&
-                      grad_y.is_contiguous() && grad_y.numel() == x.numel(),
-                  "neighbour_mix: grad_y must be dense [N, T, D] of x's dtype");
+  a.grad_y = Call::like_x(grad_y, "grad_y", x);
+  a.grad_too = grad_too ? Call::like_x(*grad_too, "grad_too", x) : nullptr;
+  const Tensor sums = empty({{a.units(), 1 + a.J, a.D}}, x.scalar_type());
   Tensor grad_x = imgfast::empty_like(x);
-  Tensor grad_weight = empty({{call.units, a.J, a.D}}, x.scalar_type());
-  a.grad_y = grad_y.data_ptr();
-  a.grad_x = grad_x.data_ptr();
-  a.grad_weight = grad_weight.data_ptr();
-  call.run(cpu::kernels().neighbour_mix.backward);
-  return {grad_x, grad_weight};
+  Tensor grad_gain = imgfast::empty_like(gain), grad_weight = imgfast::empty_like(weight);
+  a.grad_x = grad_x.data_ptr(), a.sums = sums.data_ptr();
+  a.grad_gain = grad_gain.data_ptr(), a.grad_weight = grad_weight.data_ptr();
+  const auto& kernels = cpu::kernels().neighbour_mix;
+  call.run(kernels.backward);
+  kernels.reduce(a);
+  return {grad_x, grad_gain, grad_weight};
 }
 
 }  // namespace

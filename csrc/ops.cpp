@@ -76,25 +76,34 @@ STABLE_TORCH_LIBRARY(imgfast, m) {
       "causal_attention_backward(Tensor grad_out, Tensor qkv, Tensor logsumexp, float scale) "
       "-> Tensor grad_qkv");
 
-  // y = h^2 down^T with h = x up^T where that exceeds the threshold, else 0; x is dense [N, D], up
-  // [H, D], down [D, H], all float32 or float64; h is kept for backward, in the tiles of
-  // csrc/cpu/feed_forward.h.
-  m.def("feed_forward(Tensor x, Tensor up, Tensor down, float threshold) -> (Tensor y, Tensor h)");
+  // y = residual + h^2 down^T with h = x up^T where that exceeds the threshold, else 0; x is dense
+  // [N, D], as y and residual, up [H, D], down [D, H], all float32 or float64; h is kept for
+  // backward, in the tiles of csrc/cpu/feed_forward.h.
+  m.def(
+      "feed_forward(Tensor x, Tensor up, Tensor down, float threshold, Tensor? residual=None) "
+      "-> (Tensor y, Tensor h)");
   m.def(
       "feed_forward_backward(Tensor grad_y, Tensor x, Tensor up, Tensor down, Tensor h) "
       "-> (Tensor grad_x, Tensor grad_up, Tensor grad_down)");
+
+  // A step of Muon, csrc/cpu/muon.h: weights, of at least two dimensions, are matrices of a row for
+  // each entry of the first one, which lie one behind the other; gradients and moving averages have
+  // their strides. coefficients: three for each polynomial.
+  m.def(
+      "muon_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] averages, float momentum, "
+      "float keep, float step, float[] coefficients) -> ()");
 
   // Number of the nearest row of book [K, D] for each row [N, D], csrc/cpu/nearest_code.h: float32
   // or float64 to int64 [N].
   m.def("nearest_code(Tensor rows, Tensor book) -> Tensor codes");
 
-  // y[n][t] = x[n][t] + sum over j of weight[j] x[n][places[j][t]], csrc/cpu/neighbour_mix.h: x is
-  // dense [N, T, D], float32 or float64, weight [J, D], places int64 [J, T], -1 for none.
-  // grad_weight [units, J, D] is to be summed over the units.
-  m.def("neighbour_mix(Tensor x, Tensor weight, Tensor places) -> Tensor y");
+  // y[n][t] = m[n][t] + sum over j of weight[j] m[n][places[j][t]] with m = gain norm(x),
+  // csrc/cpu/neighbour_mix.h: x is dense [N, T, D], float32 or float64, gain [D], weight [J, D],
+  // places int64 [J, T], -1 for none. grad_too, of another use of x, is added to grad_x.
+  m.def("neighbour_mix(Tensor x, Tensor gain, Tensor weight, Tensor places) -> Tensor y");
   m.def(
-      "neighbour_mix_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor places) "
-      "-> (Tensor grad_x, Tensor grad_weight)");
+      "neighbour_mix_backward(Tensor grad_y, Tensor? grad_too, Tensor x, Tensor gain, "
+      "Tensor weight, Tensor places) -> (Tensor grad_x, Tensor grad_gain, Tensor grad_weight)");
 
   // An exact copy of x by a kernel of this build; it exists where CUDA was built. See
   // csrc/cuda/cuda_probe.cuh.

@@ -11,6 +11,7 @@
 #include "causal_attention.h"
 #include "math-inl.h"
 #include "matrix-inl.h"
+#include "norm-inl.h"
 #include "product_tile-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
@@ -77,64 +78,9 @@ struct CausalAttention {
     for (int64_t t = 0; t < a.T; t++, to += stride) copy_into<X>(from + t * width, to, a.D);
   }
 
-  // The first lanes of a vector, zeros in the place of the others.
-  static V kept(int64_t lanes, V v, V otherwise = X::zero()) {
-    return lanes >= kL ? v : X::blend(X::first(static_cast<int>(lanes)), v, otherwise);
-  }
-
-  // Rows become norm(row); rate is what they were divided by, inverted. One pass over all rows for
-  // each step: rows do not wait for one another, as the steps of a row do.
-  void normalise(T* matrix, T* rate) const {
-    const T share = 1 / static_cast<T>(a.D);
-    for (int64_t t = 0; t < a.T; t++) {
-      const T* const row = matrix + t * width;
-      V sum = X::load(row);
-      for (int64_t d = kL; d < width; d += kL) sum = X::add(sum, X::load(row + d));
-      rate[t] = X::sum(sum) * share;
-    }
-    for (int64_t t = 0; t < a.T; t++) {
-      T* const row = matrix + t * width;
-      const V middle = X::set1(rate[t]);
-      V squares = X::zero();
-      for (int64_t d = 0; d < width; d += kL) {
-        const V away = kept(a.D - d, X::sub(X::load(row + d), middle));
-        X::store(row + d, away);
-        squares = X::fma(away, away, squares);
-      }
-      rate[t] = X::sum(squares) * share;
-    }
-    for (int64_t t = 0; t < a.T; t++) {
-      rate[t] = 1 / std::sqrt(rate[t] + static_cast<T>(kNormEpsilon));
-      T* const row = matrix + t * width;
-      const V factor = X::set1(rate[t]);
-      for (int64_t d = 0; d < width; d += kL) X::store(row + d, X::mul(X::load(row + d), factor));
-    }
-  }
-
-  // The gradient at a vector, of the gradient g at y = norm(x):
-  // rate (g - mean(g) - y mean(g y)).
+  void normalise(T* matrix, T* rate) const { normalise_rows<X>(matrix, a.T, width, a.D, rate); }
   void through_normalise(T* gradient, const T* normalised, const T* rate) const {
-    const T share = 1 / static_cast<T>(a.D);
-    for (int64_t t = 0; t < a.T; t++) {
-      const T* const row = gradient + t * width;
-      const T* const y = normalised + t * width;
-      V sum = X::zero(), along = X::zero();
-      for (int64_t d = 0; d < width; d += kL) {
-        sum = X::add(sum, X::load(row + d));
-        along = X::fma(X::load(row + d), X::load(y + d), along);
-      }
-      means[t] = X::sum(sum) * share;
-      slopes[t] = -X::sum(along) * share;
-    }
-    for (int64_t t = 0; t < a.T; t++) {
-      T* const row = gradient + t * width;
-      const T* const y = normalised + t * width;
-      const V middle = X::set1(means[t]), slope = X::set1(slopes[t]), factor = X::set1(rate[t]);
-      for (int64_t d = 0; d < width; d += kL) {
-        const V away = X::sub(X::load(row + d), middle);
-        X::store(row + d, X::mul(factor, X::fma(slope, X::load(y + d), away)));
-      }
-    }
+    through_normalise_rows<X>(gradient, normalised, rate, a.T, width, a.D, means, slopes);
   }
 
   // --- products, of which the causal half alone is computed --------------------------------------
@@ -195,12 +141,12 @@ struct CausalAttention {
     ask_for<1>(a.out, place_in_output(unit), a.H * a.D);
     T* const logsumexp = static_cast<T*>(a.logsumexp) + unit * a.T;
     const V scale = X::set1(static_cast<T>(a.scale)), lowest = X::set1(-INFINITY);
-    // As in normalise(), a pass over all rows for each step.
+    // As in norm-inl.h, a pass over all rows for each step.
     for (int64_t i = 0; i < a.T; i++) {
       T* const row = scores + i * across;
       V largest = lowest;
       for (int64_t j = 0; j <= i; j += kL) {
-        const V s = kept(i + 1 - j, X::mul(X::load(row + j), scale), lowest);
+        const V s = first_lanes<X>(i + 1 - j, X::mul(X::load(row + j), scale), lowest);
         X::store(row + j, s);
         largest = X::max(largest, s);
       }
@@ -211,7 +157,7 @@ struct CausalAttention {
       const V top = X::set1(tops[i]);
       V sum = X::zero();
       for (int64_t j = 0; j <= i; j += kL) {
-        const V p = kept(i + 1 - j, exp_of(X{}, X::sub(X::load(row + j), top)));
+        const V p = first_lanes<X>(i + 1 - j, exp_of(X{}, X::sub(X::load(row + j), top)));
         X::store(row + j, p);
         sum = X::add(sum, p);
       }
@@ -244,8 +190,8 @@ struct CausalAttention {
       const V top = X::set1(-logsumexp[i]);
       V sum = X::zero();
       for (int64_t j = 0; j <= i; j += kL) {
-        const V share = kept(i + 1 - j, exp_of(X{}, X::fma(X::load(p + j), scale, top)));
-        const V dp = kept(i + 1 - j, X::load(ds + j));
+        const V share = first_lanes<X>(i + 1 - j, exp_of(X{}, X::fma(X::load(p + j), scale, top)));
+        const V dp = first_lanes<X>(i + 1 - j, X::load(ds + j));
         X::store(p + j, share);
         X::store(ds + j, dp);
         sum = X::fma(share, dp, sum);

@@ -3,8 +3,7 @@
 //   q = norm(Q)   k = norm(K)   p_i. = softmax over j <= i of scale q_i . k_j   o_i = sum_j p_ij
 //   v_j
 //
-// norm takes the mean from a vector and divides by its standard deviation, as layer_norm without
-// weights: norm(x) = (x - mean(x)) / sqrt(var(x) + kNormEpsilon).
+// norm takes the mean from a vector and divides by its standard deviation, see norm-inl.h.
 //
 // Source: A. Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762; M. Dehghani et
 // al., "Scaling vision transformers to 22 billion parameters", 2023, arXiv:2302.05442, for norm.
@@ -15,8 +14,6 @@
 #include "../dtype.h"
 
 namespace imgfast::cpu {
-
-inline constexpr double kNormEpsilon = 1e-5;
 
 // Tensors are dense, of dtype float32 or float64.
 struct CausalAttentionArgs {

@@ -7,6 +7,7 @@
 #include "conv_relu_pool.h"
 #include "cross_entropy.h"
 #include "feed_forward.h"
+#include "muon.h"
 #include "nearest_code.h"
 #include "neighbour_mix.h"
 
@@ -20,6 +21,7 @@ struct KernelTable {
   CrossEntropyKernels cross_entropy;
   CausalAttentionKernels causal_attention;
   FeedForwardKernels feed_forward;
+  MuonKernels muon;
   NearestCodeKernels nearest_code;
   NeighbourMixKernels neighbour_mix;
 };

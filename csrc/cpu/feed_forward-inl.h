@@ -191,7 +191,11 @@ struct FeedForward {
     const V threshold = X::set1(static_cast<T>(a.threshold));
     char* kept = rows_of(unit);
     read(a.x, first, count, kFedRows, rows);
-    fill_zero(sums, count * width);
+    if (a.residual != nullptr) {
+      read(a.residual, first, count, count, sums);
+    } else {
+      fill_zero(sums, count * width);
+    }
     for (int64_t tile = 0; tile < tiles; tile++) {
       for (int64_t j = 0; j < kFedHidden; j += 2 * kL) {
         for (int64_t i = 0; i < kFedRows; i += kTile) {

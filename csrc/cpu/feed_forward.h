@@ -1,6 +1,7 @@
 // The feed-forward half of a transformer's block, with a threshold and a square between its layers:
 //
-//   z[n] = U x[n]   h[n] = z[n] where z[n] > threshold, else 0   y[n] = V (h[n] h[n])
+//   z[n] = U x[n]   h[n] = z[n] where z[n] > threshold, else 0
+//   y[n] = r[n] + V (h[n] h[n])
 //
 // of which many or most h are zero: what they would be multiplied by is not looked at.
 #pragma once
@@ -20,17 +21,18 @@ inline constexpr int64_t kFedRows = 48, kFedHidden = 64, kFedNumbers = kFedRows 
 struct FeedForwardArgs {
   int64_t N, D, H;  // rows, numbers of one, hidden numbers
   DType dtype;
-  double threshold;    // at least 0
-  const void* x;       // [N, D]
-  const void* up;      // U: [H, D]
-  const void* down;    // V: [D, H]
-  void* h;             // [units][kept_bytes]; written by forward, read by backward
-  void* y;             // forward: [N, D]
-  const void* grad_y;  // backward: [N, D]
-  void* grad_x;        // [N, D]
-  void* columns;       // [units][column_bytes], written by the pass over rows
-  void* grad_up;       // [H, D]
-  void* grad_down;     // [D, H]
+  double threshold;      // at least 0
+  const void* x;         // [N, D]
+  const void* up;        // U: [H, D]
+  const void* down;      // V: [D, H]
+  void* h;               // [units][kept_bytes]; written by forward, read by backward
+  const void* residual;  // r: [N, D]; may be null
+  void* y;               // forward: [N, D]
+  const void* grad_y;    // backward: [N, D]
+  void* grad_x;          // [N, D]
+  void* columns;         // [units][column_bytes], written by the pass over rows
+  void* grad_up;         // [H, D]
+  void* grad_down;       // [D, H]
 
   int64_t units() const { return (N + kFedRows - 1) / kFedRows; }
   int64_t tiles() const { return (H + kFedHidden - 1) / kFedHidden; }  // of a unit

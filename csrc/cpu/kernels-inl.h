@@ -17,6 +17,7 @@
 #include "dispatch.h"
 #include "feed_forward-inl.h"
 #include "math-inl.h"
+#include "muon-inl.h"
 #include "nearest_code-inl.h"
 #include "neighbour_mix-inl.h"
 
@@ -83,8 +84,10 @@ const KernelTable kTable = {
                          causal_attention_backward},
     .feed_forward = {feed_forward_scratch, feed_forward_forward, feed_forward_backward_rows,
                      feed_forward_backward_weights},
+    .muon = {muon_scratch, muon_update},
     .nearest_code = {nearest_code_units, nearest_code_scratch, nearest_code_find},
-    .neighbour_mix = {neighbour_mix_forward, neighbour_mix_backward},
+    .neighbour_mix = {neighbour_mix_scratch, neighbour_mix_forward, neighbour_mix_backward,
+                      neighbour_mix_reduce},
 };
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

@@ -51,7 +51,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     if config.optimizer == "adamw":
         return [torch.optim.AdamW(parameters, **rates)]
     filters, others = filters_and_others(parameters)
-    return [FilterMuon(filters, **rates), torch.optim.AdamW(others, **rates)]
+    return [FilterMuon(filters, **rates, layers=config.layers), torch.optim.AdamW(others, **rates)]
 
 
 def update(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

@@ -10,7 +10,7 @@ from imgfast.ops.feed_forward import feed_forward, feed_forward_stock
 
 class FeedForward(nn.Module):
     """:func:`imgfast.ops.feed_forward.feed_forward` with ``U [4 D, D]`` and ``V [D, 4 D]``, of
-    ``[..., D]``. A new one gives zeros.
+    ``[..., D]``. A new one gives the residual, or zeros.
 
     Args:
         width: D.
@@ -26,5 +26,5 @@ class FeedForward(nn.Module):
         self.threshold = threshold
         self.feed = feed_forward if layers == "imgfast" else feed_forward_stock
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.feed(x, self.up.weight, self.down.weight, self.threshold)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return self.feed(x, self.up.weight, self.down.weight, self.threshold, residual)

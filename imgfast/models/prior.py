@@ -68,6 +68,7 @@ class Prior(nn.Module):
             Block(width, heads, len(neighbours), threshold, attends, layers)
             for attends in _attending(depth)
         )
+        self.mix = neighbour_mix if layers == "imgfast" else neighbour_mix_stock
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, codes, bias=False)
         for embedding in self.embeddings:
@@ -114,7 +115,7 @@ class Prior(nn.Module):
         x = self._embed(codes, labels, slice(None))
         for block in self.blocks:
             x = block(x, self.neighbours)
-        return self.norm(x)
+        return self.mix(x, self.norm.weight)[0]
 
     def logits(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """float ``[N, T, K]``: entry ``[:, t]`` is of code t, given those before it."""
@@ -197,7 +198,7 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: flo
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))`` where it attends, then ``x + feed_forward(mix(norm(x)))``, of
+    """:class:`Attention` where it attends, then ``x + feed_forward(mix(norm(x)))``, of
     ``[N, T, D]``.
 
     ``mix`` adds the known neighbours of each position, weighted number by number.
@@ -239,24 +240,24 @@ class Block(nn.Module):
             cached: what the calls for earlier positions left, and the position.
         """
         if self.attention is not None:
-            x = x + self.attention(x, cached)
-        y = self.norm(x)
+            x = self.attention(x, cached)
         if cached is None:
-            y = self.mix(y, self.neighbour_weight, neighbours)
+            y, x = self.mix(x, self.norm.weight, self.neighbour_weight, neighbours)
         else:
             (_, _, normed), place = cached
-            normed[:, place : place + 1] = y
+            y = normed[:, place : place + 1] = self.norm(x)
             y = y + (normed[:, neighbours[:, place]] * self.neighbour_weight).sum(1, keepdim=True)
-        return x + self.feed_forward(y)
+        return self.feed_forward(y, x)
 
 
 class Attention(nn.Module):
-    """``out(attention(qkv(norm(x))))``, causal, of ``[N, T, D]``. A new one gives zeros."""
+    """``x + out(attention(qkv(norm(x))))``, causal, of ``[N, T, D]``. A new one gives x."""
 
     def __init__(self, width: int, heads: int, layers: str = "imgfast") -> None:
         super().__init__()
         self.heads = heads
         self.attend = causal_attention if layers == "imgfast" else causal_attention_stock
+        self.mix = neighbour_mix if layers == "imgfast" else neighbour_mix_stock
         # Normalised queries and keys have length sqrt(size): the scale makes logits of +-8 at most
         # for 64 numbers, and the network can sharpen no further.
         self.scale = 1.5 / (width // heads) ** 0.5
@@ -275,7 +276,8 @@ class Attention(nn.Module):
         """As :meth:`Block.forward`."""
         n, length, width = x.shape
         size = width // self.heads
-        qkv = self.qkv(self.norm(x)).view(n, length, 3, self.heads, size)
+        y, x = self.mix(x, self.norm.weight)
+        qkv = self.qkv(y).view(n, length, 3, self.heads, size)
         if cached is None:
             mixed = self.attend(qkv, self.scale)
         else:
@@ -289,7 +291,7 @@ class Attention(nn.Module):
                 values[:, :, : place + 1],
                 scale=self.scale,
             ).transpose(1, 2)
-        return self.out(mixed.reshape(n, length, width))
+        return x + self.out(mixed.reshape(n, length, width))
 
 
 def _attending(depth: int) -> list[bool]:

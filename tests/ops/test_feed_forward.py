@@ -23,14 +23,18 @@ def case(shape, dtype=torch.float32):
     return x, up, torch.randn(size, hidden, dtype=dtype), grad
 
 
-def by_formula(x, up, down, threshold):
+def by_formula(x, up, down, threshold, residual=0.0):
     z = x @ up.t()
-    return (z * (z > threshold)).square() @ down.t()
+    return residual + (z * (z > threshold)).square() @ down.t()
 
 
-def outcome(function, x, up, down, grad, threshold=0.5):
+def outcome(function, x, up, down, grad, threshold=0.5, residual=None):
     leaves = [t.clone().requires_grad_() for t in (x, up, down)]
-    y = function(*leaves, threshold)
+    if residual is None:
+        y = function(*leaves, threshold)
+    else:
+        leaves.append(residual.clone().requires_grad_())
+        y = function(*leaves[:3], threshold, leaves[3])
     return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y))]
 
 
@@ -56,6 +60,15 @@ def test_values_where_everything_counts_or_nothing_does(sign):
     expected = outcome(by_formula, x, up, down, grad, 0.0)
     torch.testing.assert_close(outcome(feed_forward, x, up, down, grad, 0.0), expected)
     torch.testing.assert_close(outcome(feed_forward_stock, x, up, down, grad, 0.0), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("function", [feed_forward, feed_forward_stock])
+def test_values_with_a_residual(shape, function):
+    *tensors, grad = case(shape, torch.float64)
+    residual = torch.randn_like(grad)
+    expected = outcome(by_formula, *tensors, grad, 0.5, residual)
+    torch.testing.assert_close(outcome(function, *tensors, grad, 0.5, residual), expected)
 
 
 def test_values_at_the_threshold():
@@ -91,16 +104,19 @@ def test_threads_and_company_do_not_matter():
 @pytest.mark.parametrize("shape", [(5, 7, 8), (8,), (2, 3, 11, 8)])
 def test_any_number_of_dimensions(shape):
     x, up, down, _ = case((1, 8, 12))
-    x = torch.randn(shape)
-    torch.testing.assert_close(feed_forward(x, up, down), feed_forward_stock(x, up, down))
+    x, residual = torch.randn(2, *shape)
+    for other in (None, residual):
+        expected = feed_forward_stock(x, up, down, 0.5, other)
+        torch.testing.assert_close(feed_forward(x, up, down, 0.5, other), expected)
 
 
 def test_strides_of_the_caller():
     tensors = case((60, 40, 90))
-    spread = [t.t().contiguous().t() for t in tensors]
-    assert not any(t.is_contiguous() for t in spread)
+    arguments = [*tensors, 0.5, tensors[0] + 1]
+    spread = [t if isinstance(t, float) else t.t().contiguous().t() for t in arguments]
+    assert not any(t.is_contiguous() for t in spread if isinstance(t, torch.Tensor))
     for found, wanted in zip(
-        outcome(feed_forward, *spread), outcome(feed_forward, *tensors), strict=True
+        outcome(feed_forward, *spread), outcome(feed_forward, *arguments), strict=True
     ):
         assert torch.equal(found, wanted)
 
@@ -158,6 +174,7 @@ def test_registration():
         _, h = torch.ops.imgfast.feed_forward(x, up, down, 0.5)
         for operator, arguments in (
             (torch.ops.imgfast.feed_forward.default, (x, up, down, 0.5)),
+            (torch.ops.imgfast.feed_forward.default, (x, up, down, 0.5, grad)),
             (torch.ops.imgfast.feed_forward_backward.default, (grad, x, up, down, h)),
         ):
             torch.library.opcheck(
@@ -183,6 +200,12 @@ X, UP, DOWN = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(3, 4)
 def test_the_operator_refuses(x, up, down, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.imgfast.feed_forward(x, up, down, 0.0)
+
+
+@pytest.mark.parametrize("residual", [X[:1], X.t(), X.double()])
+def test_the_operator_refuses_a_residual(residual):
+    with pytest.raises(RuntimeError, match=r"residual must be dense \[N, D\]"):
+        torch.ops.imgfast.feed_forward(X, UP, DOWN, 0.0, residual)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan")])

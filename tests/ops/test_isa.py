@@ -17,6 +17,7 @@ SUBSETS = {
     "test_upsample_conv_relu.py": "values or dtypes",
     "test_causal_attention.py": "values or scales",
     "test_feed_forward.py": "values",
+    "test_muon.py": "values",
     "test_nearest_code.py": "nearest",
     "test_neighbour_mix.py": "values",
     "test_linear_cross_entropy.py": "sizes or options or special",

@@ -45,7 +45,9 @@ class PriorStep:
         groups = [{"params": others, "weight_decay": 0.0}]
         self.optimizers = []
         if config.optimizer == "muon":
-            self.optimizers.append(FilterMuon(matrices, config.prior_lr, config.weight_decay))
+            self.optimizers.append(
+                FilterMuon(matrices, config.prior_lr, config.weight_decay, config.layers)
+            )
         else:
             groups.append({"params": matrices, "weight_decay": config.weight_decay})
         self.optimizers.append(torch.optim.AdamW(groups, config.prior_lr, (0.9, 0.95), fused=True))

@@ -51,7 +51,7 @@ class TokenizerStep:
         adamw, self.optimizers = list(model.parameters()), []
         if config.optimizer == "muon":
             filters, adamw = filters_and_others(adamw)
-            self.optimizers.append(FilterMuon(filters, config.lr, 0.0))
+            self.optimizers.append(FilterMuon(filters, config.lr, 0.0, config.layers))
         self.optimizers.append(
             torch.optim.AdamW(adamw, config.lr, (0.9, 0.98), weight_decay=0.0, fused=True)
         )
