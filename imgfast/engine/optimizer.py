@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from imgfast.engine.muon import FilterMuon, filters_and_others
 from imgfast.engine.train_config import TrainConfig
@@ -101,18 +101,51 @@ def restore_optimizers(
         optimizer.load_state_dict(state)
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model that follows it: ``average = d * average + (1 - d) * weight``.
+class MovingAverage(nn.Module):
+    """A copy of a model that follows it: ``average = d * average + (1 - d) * weight``.
 
     ``d`` is ``decay``, at first less: ``(1 + n) / (10 + n)`` after n updates, so that the random
     weights of the start are soon forgotten. Buffers, as of batch norm, are copied.
 
+    Args:
+        model: its parameters and buffers stay the same objects.
+        decay: in (0, 1).
+
+    Attributes:
+        module: the copy.
+
     Source: A. Tarvainen and H. Valpola, "Mean teachers", 2017, arXiv:1703.01780.
     """
 
-    def update(averages: list[torch.Tensor], weights: list[torch.Tensor], _: object) -> None:
-        count = int(averaged.n_averaged)  # on the CPU, whereas the argument would wait for CUDA
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + count) / (10 + count)))
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(model), decay
+        self.register_buffer("n_averaged", torch.tensor(0))
+        # Once, as walks through all modules cost as much as the averages.
+        self._weights = list(self.module.parameters()), list(model.parameters())
+        self._buffers_of = list(self.module.buffers()), list(model.buffers())
 
-    averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=False)
-    return averaged
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow the model as it is now."""
+        count = int(self.n_averaged)  # lies on the CPU: nothing to wait for
+        share = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1
+        torch._foreach_lerp_(*self._weights, share)
+        for ours, theirs in zip(*self._buffers_of, strict=True):
+            ours.copy_(theirs)
+        self.n_averaged += 1
+
+
+def clip_gradients(model: nn.Module, largest: float) -> None:
+    """:func:`torch.nn.utils.clip_grad_norm_` of a model's gradients, all of which there are.
+
+    Where their norm can be read without waiting for a device, gradients that are small enough are
+    not multiplied by one.
+    """
+    weights = list(model.parameters())
+    grads = [weight.grad for weight in weights]
+    norm = nn.utils.get_total_norm(grads)
+    if not norm.is_cpu:
+        nn.utils.clip_grads_with_norm_(weights, largest, norm)
+    elif not (share := largest / (norm.item() + 1e-6)) >= 1:
+        torch._foreach_mul_(grads, share)

@@ -14,7 +14,7 @@ import imgfast.nn
 from imgfast.data import Augment, ImageSet
 from imgfast.engine.distributed import Processes
 from imgfast.engine.mixing import Mixing, mixed_pictures, mixed_targets
-from imgfast.engine.optimizer import build_optimizers, moving_average, update
+from imgfast.engine.optimizer import MovingAverage, build_optimizers, update
 from imgfast.engine.train_config import TrainConfig
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
@@ -57,7 +57,7 @@ class TrainingStep:
         self.processes = processes
         self.model = build_classifier(model_config, config.layers, config.seed)
         self.model.to(device, memory_format=torch.channels_last)
-        self.average = moving_average(self.model, config.ema) if config.ema else None
+        self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.optimizers = build_optimizers(self.model, config)
         loss = imgfast.nn.CrossEntropyLoss if config.layers == "imgfast" else _StockPairLoss
         self.criterion = loss(label_smoothing=config.label_smoothing)
@@ -116,7 +116,7 @@ class TrainingStep:
             total = loss.detach() if total is None else total + loss.detach()
         update(self.optimizers, rate)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update()
         return total
 
     def _alone(self, more: bool) -> AbstractContextManager[None]:

@@ -8,8 +8,9 @@ from torch import nn
 
 from imgfast.engine import TrainConfig
 from imgfast.engine.optimizer import (
+    MovingAverage,
     build_optimizers,
-    moving_average,
+    clip_gradients,
     one_cycle,
     optimizer_tensors,
     restore_optimizers,
@@ -94,17 +95,32 @@ def test_restored_optimizers_go_on_with_the_same_bits(name):
 
 def test_the_moving_average_by_hand():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
-    average = moving_average(model, decay=0.5)
+    average = MovingAverage(model, decay=0.5)
     expected = math.nan
     for count, weight in enumerate((1.0, 2.0, -3.0, 8.0, 1.0, 6.0, 0.0, 4.0, 5.0, 2.0)):
         with torch.no_grad():
             model[0].weight.fill_(weight)
         model[1].running_mean.fill_(weight)
         model[1].num_batches_tracked.fill_(count)
-        average.update_parameters(model)
+        average.update()
         keep = min(0.5, (1 + count) / (10 + count))
         expected = weight if count == 0 else keep * expected + (1 - keep) * weight
         assert average.module[0].weight.item() == pytest.approx(expected, rel=1e-5)
         # Batch norm's buffers are copied, not averaged.
         assert average.module[1].running_mean.item() == weight
         assert average.module[1].num_batches_tracked.item() == count
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1e3, math.nan])
+def test_clipped_gradients_are_torchs(largest):
+    model, other = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
+    for weight, twin in zip(model.parameters(), other.parameters(), strict=True):
+        weight.grad = torch.randn_like(weight)
+        twin.grad = weight.grad.clone()
+    if math.isnan(largest):
+        model.bias.grad[1] = other.bias.grad[1] = largest
+        largest = 1.0
+    clip_gradients(model, largest)
+    nn.utils.clip_grad_norm_(other.parameters(), largest)
+    for weight, twin in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, twin.grad, equal_nan=True)

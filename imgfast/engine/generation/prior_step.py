@@ -9,7 +9,7 @@ from torch import nn
 import imgfast
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.muon import FilterMuon
-from imgfast.engine.optimizer import moving_average, update
+from imgfast.engine.optimizer import MovingAverage, clip_gradients, update
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.prior import Prior
 
@@ -38,7 +38,7 @@ class PriorStep:
         self.config, self.model = config, model
         self.device = model.place.device
         self.codes, self.labels = codes.flatten(1).to(self.device), labels.to(self.device)
-        self.average = moving_average(model, config.ema) if config.ema else None
+        self.average = MovingAverage(model, config.ema) if config.ema else None
         matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
         kept = {id(weight) for weight in matrices}
         others = [weight for weight in model.parameters() if id(weight) not in kept]
@@ -79,10 +79,10 @@ class PriorStep:
         with autocast(config.amp, self.device):
             loss = code_loss(self.model, self.codes[batch], labels, config.layers)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        clip_gradients(self.model, 1.0)
         update(self.optimizers, rate)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update()
         return loss.detach()
 
 

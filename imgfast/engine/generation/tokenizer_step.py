@@ -9,7 +9,7 @@ from imgfast.data import ImageSet, normalise
 from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.muon import FilterMuon, filters_and_others
-from imgfast.engine.optimizer import moving_average, update
+from imgfast.engine.optimizer import MovingAverage, update
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.classifier import memory_format
 from imgfast.models.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class TokenizerStep:
         self.device = next(model.parameters()).device
         self.images = data.images.to(self.device)
         self.layout = memory_format(model)
-        self.average = moving_average(model, config.ema) if config.ema else None
+        self.average = MovingAverage(model, config.ema) if config.ema else None
         adamw, self.optimizers = list(model.parameters()), []
         if config.optimizer == "muon":
             filters, adamw = filters_and_others(adamw)
@@ -93,7 +93,7 @@ class TokenizerStep:
         update(self.optimizers, rate)
         self.done += 1
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update()
         return loss.detach()
 
     @torch.no_grad()

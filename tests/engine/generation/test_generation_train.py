@@ -21,7 +21,7 @@ from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.prior_step import PriorStep, code_loss
 from imgfast.engine.generation.tokenizer_step import TokenizerStep
 from imgfast.engine.generation.train import held_out_loss, psnr
-from imgfast.engine.optimizer import moving_average
+from imgfast.engine.optimizer import MovingAverage
 from imgfast.models import build_classifier, build_generator, classifier_config, generator_config
 
 NETWORK = {
@@ -328,7 +328,7 @@ def test_the_moving_average_copies_the_book(few):
     """The book is an average itself: that of the judged model is the trained one's."""
     config = generator_config(few.classes, 1, 28, few.mean, few.std, **NETWORK)
     model = build_generator(config).tokenizer
-    average = moving_average(model, 0.9)
+    average = MovingAverage(model, 0.9)
     model.quantizer.start(torch.randn(100, 6))
-    average.update_parameters(model)
+    average.update()
     assert torch.equal(average.module.quantizer.book, model.quantizer.book)
