@@ -262,11 +262,16 @@ struct FeedForward {
     for (int64_t tile = 0; tile < tiles; tile++) {
       const Lists lists = rows_at(kept);
       const int64_t place = tile * kFedHidden * width;
+      // One after the other, so that the nearest cache holds what each of them walks on.
       for (int64_t i = 0; i < count; i++) {
-        const int64_t begin = begin_of(lists, i), listed = lists.ends[i] - begin;
-        const int32_t* const at = lists.places + begin;
-        dot(rows + i * width, lists.numbers + begin, at, listed, down + place, factors + begin);
-        add(factors + begin, at, listed, up + place, sums + i * width);
+        const int64_t begin = begin_of(lists, i);
+        dot(rows + i * width, lists.numbers + begin, lists.places + begin, lists.ends[i] - begin,
+            down + place, factors + begin);
+      }
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t begin = begin_of(lists, i);
+        add(factors + begin, lists.places + begin, lists.ends[i] - begin, up + place,
+            sums + i * width);
       }
       begins[tile] = sorted - reinterpret_cast<char*>(begins);
       sorted = sort(lists, sorted);
@@ -302,6 +307,14 @@ struct FeedForward {
     return to.next;
   }
 
+  // Each of a tile's columns, times rows, on top of its sum.
+  void add_columns(const Lists& lists, const T* factor, const T* from, T* to) const {
+    for (int64_t j = 0; j < kFedHidden; j++) {
+      const int64_t at = begin_of(lists, j);
+      add(factor + at, lists.places + at, lists.ends[j] - at, from, to + j * width);
+    }
+  }
+
   // Of hidden numbers in tiles [begin, end), whose sums are rows of `up` and `down`.
   void backward_weights(int64_t begin, int64_t end) const {
     const int64_t count = (end - begin) * kFedHidden;
@@ -315,11 +328,8 @@ struct FeedForward {
       for (int64_t tile = begin; tile < end; tile++) {
         const Lists lists = columns_at(reinterpret_cast<char*>(begins) + begins[tile]);
         const int64_t place = (tile - begin) * kFedHidden * width;
-        for (int64_t j = 0; j < kFedHidden; j++) {
-          const int64_t at = begin_of(lists, j), listed = lists.ends[j] - at;
-          add(lists.slopes + at, lists.places + at, listed, rows, up + place + j * width);
-          add(lists.numbers + at, lists.places + at, listed, grad_rows, down + place + j * width);
-        }
+        add_columns(lists, lists.slopes, rows, up + place);
+        add_columns(lists, lists.numbers, grad_rows, down + place);
       }
     }
     const int64_t from = begin * kFedHidden, valid = min_of(count, a.H - from);
