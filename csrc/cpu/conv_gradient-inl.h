@@ -75,45 +75,41 @@ struct GradientRows {
       copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
       return divide(p, ph0, ph1);
     }
-    Source from{nullptr, nullptr, nullptr};
-    if (a.codes) from.codes = a.codes + (n * p.PH + ph0) * p.PW * p.K + k0;
+    if (p.activation == Activation::kNone) return copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
+    Source from{rows_of(p, a.grad_y, n, k0, ph0, ph1, grad), {nullptr, 0, 0}, nullptr};
     if (needs_y(p)) from.y = rows_of(p, a.y, n, k0, ph0, ph1, y);
-    const int64_t positions = (ph1 - ph0) * p.PW;
+    if (a.codes) from.codes = a.codes + (n * p.PH + ph0) * p.PW * p.K + k0;
     switch (p.activation) {
       case Activation::kReLU:
-        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
-        return differentiate<Activation::kReLU>(from, p.K, positions);
+        return differentiate<Activation::kReLU>(from, p, ph1 - ph0);
       case Activation::kLeakyReLU:
-        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
-        return differentiate<Activation::kLeakyReLU>(from, p.K, positions);
+        return differentiate<Activation::kLeakyReLU>(from, p, ph1 - ph0);
       case Activation::kSigmoid:
-        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
-        return differentiate<Activation::kSigmoid>(from, p.K, positions);
-      case Activation::kTanh:
-        from.grad = rows_of(p, a.grad_y, n, k0, ph0, ph1, grad);
-        return differentiate<Activation::kTanh>(from, p.K, positions);
+        return differentiate<Activation::kSigmoid>(from, p, ph1 - ph0);
       default:
-        copy_rows(p, a.grad_y, n, k0, ph0, ph1, grad);
+        return differentiate<Activation::kTanh>(from, p, ph1 - ph0);
     }
   }
 
  private:
-  // What gradients are made of: [positions][K], and codes [positions][filters of all groups].
+  // Rows of positions, a row and a position that many elements apart, K filters together.
+  struct Rows {
+    const typename X::T* first;
+    int64_t row, position;
+  };
+  // What gradients are made of; codes lie dense, of the filters of all groups.
   struct Source {
-    const typename X::T *grad, *y;
+    Rows grad, y;
     const uint8_t* codes;  // or null without a pool
   };
 
-  // Rows of a tensor: where they lie if that is how they would be copied, or a copy.
-  const typename X::T* rows_of(const ConvReLUPoolParams& p, const View4& from, int64_t n,
-                               int64_t k0, int64_t ph0, int64_t ph1, typename X::T* copy) const {
-    const int64_t* stride = from.stride;
-    if (is_computed_as_stored<X>(from.dtype) && stride[1] == 1 && stride[3] == K &&
-        (ph1 - ph0 == 1 || stride[2] == p.PW * K)) {
-      return at<typename X::T>(from, n, k0, ph0, 0);
-    }
+  // Rows of a tensor: where they lie if their filters lie together, or a copy.
+  Rows rows_of(const ConvReLUPoolParams& p, const View4& from, int64_t n, int64_t k0, int64_t ph0,
+               int64_t ph1, typename X::T* copy) const {
+    if (is_computed_as_stored<X>(from.dtype) && from.stride[1] == 1)
+      return {at<typename X::T>(from, n, k0, ph0, 0), from.stride[2], from.stride[3]};
     copy_rows(p, from, n, k0, ph0, ph1, copy);
-    return copy;
+    return {copy, p.PW * K, K};
   }
 
   // Rows that follow each other in memory are one matrix.
@@ -143,41 +139,48 @@ struct GradientRows {
     }
   }
 
-  // Takes the gradients through the activation; codes are code_step apart.
+  // Takes the gradients through the activation, in runs without a gap: of all rows, a row or a
+  // position.
   template <Activation kActivation>
-  void differentiate(const Source& from, int64_t code_step, int64_t positions) const {
+  void differentiate(const Source& from, const ConvReLUPoolParams& p, int64_t rows) const {
+    const Rows &g = from.grad, &y = from.y;
+    int64_t positions = p.PW, run = K;
+    if (g.position == K && (!y.first || y.position == K) && (!from.codes || p.K == K)) {
+      run *= positions, positions = 1;
+      if (g.row == run && (!y.first || y.row == run)) run *= rows, rows = 1;
+    }
+    typename X::T* to = grad;
     const uint8_t* codes = from.codes;
-    const int64_t run = code_step == K || !codes ? positions * K : K;  // without a gap
-    for (int64_t i = 0; i < positions * K; i += run, codes += codes ? code_step : 0) {
-      int64_t k = 0;
-      for (; k + X::kLanes <= run; k += X::kLanes) {
-        differentiate_vector<kActivation>(from, i + k, codes ? codes + k : nullptr, X::kLanes);
-      }
-      if (k < run) {
-        differentiate_vector<kActivation>(from, i + k, codes ? codes + k : nullptr,
-                                          static_cast<int>(run - k));
+    for (int64_t i = 0; i < rows; i++) {
+      for (int64_t j = 0; j < positions; j++, to += run) {
+        differentiate_run<kActivation>(g.first + i * g.row + j * g.position,
+                                       y.first ? y.first + i * y.row + j * y.position : nullptr,
+                                       codes, run, to);
+        if (codes) codes += p.K;
       }
     }
   }
 
   template <Activation kActivation>
-  [[gnu::always_inline]] void differentiate_vector(const Source& from, int64_t i,
-                                                   const uint8_t* codes, int n) const {
-    const auto g = X::load(from.grad + i, n), one = X::set1(1);
-    if constexpr (kActivation == Activation::kSigmoid) {
-      const auto value = X::load(from.y + i, n);
-      X::store(grad + i, X::mul(g, X::mul(value, X::sub(one, value))), n);
-    } else if constexpr (kActivation == Activation::kTanh) {
-      const auto value = X::load(from.y + i, n);
-      X::store(grad + i, X::mul(g, X::sub(one, X::mul(value, value))), n);
-    } else {  // blocked: the argument was <= 0
-      const auto blocked = codes ? X::ge(X::load(codes, n), X::set1(kBlocked))
-                                 : X::ge(X::zero(), X::load(from.y + i, n));
-      const auto small = kActivation == Activation::kReLU
-                             ? X::zero()
-                             : X::mul(g, X::set1(static_cast<typename X::T>(kLeakyReLUSlope)));
-      X::store(grad + i, X::blend(blocked, small, g), n);
-    }
+  static void differentiate_run(const typename X::T* grads, const typename X::T* values,
+                                const uint8_t* codes, int64_t count, typename X::T* to) {
+    for_each_vector<X>(count, [&](int64_t i, auto vector) {
+      const auto g = vector.load(grads + i), one = X::set1(1);
+      if constexpr (kActivation == Activation::kSigmoid) {
+        const auto value = vector.load(values + i);
+        vector.store(to + i, X::mul(g, X::mul(value, X::sub(one, value))));
+      } else if constexpr (kActivation == Activation::kTanh) {
+        const auto value = vector.load(values + i);
+        vector.store(to + i, X::mul(g, X::sub(one, X::mul(value, value))));
+      } else {  // blocked: the argument was <= 0
+        const auto blocked = codes ? X::ge(vector.load(codes + i), X::set1(kBlocked))
+                                   : X::ge(X::zero(), vector.load(values + i));
+        const auto small = kActivation == Activation::kReLU
+                               ? X::zero()
+                               : X::mul(g, X::set1(static_cast<typename X::T>(kLeakyReLUSlope)));
+        vector.store(to + i, X::blend(blocked, small, g));
+      }
+    });
   }
 };
 

@@ -19,6 +19,39 @@ inline constexpr bool kSameType = false;
 template <class A>
 inline constexpr bool kSameType<A, A> = true;
 
+// A vector in memory, and the first lanes of one.
+template <class X>
+struct WholeVector {
+  template <class T>
+  typename X::V load(const T* from) const {
+    return X::load(from);
+  }
+  template <class T>
+  void store(T* to, typename X::V v) const {
+    X::store(to, v);
+  }
+};
+template <class X>
+struct PartVector {
+  int count;
+  template <class T>
+  typename X::V load(const T* from) const {
+    return X::load(from, count);
+  }
+  template <class T>
+  void store(T* to, typename X::V v) const {
+    X::store(to, v, count);
+  }
+};
+
+// step(first element, vector) for all vectors of a row, of which the last may be a part.
+template <class X, class Step>
+[[gnu::always_inline]] static inline void for_each_vector(int64_t count, Step step) {
+  int64_t i = 0;
+  for (; i + X::kLanes <= count; i += X::kLanes) step(i, WholeVector<X>{});
+  if (i < count) step(i, PartVector<X>{static_cast<int>(count - i)});
+}
+
 // Sub-allocates a scratch buffer in blocks aligned to 64 bytes; with a null base it only measures.
 struct Arena {
   char* base;

@@ -72,24 +72,12 @@ struct Muon {
 
   // --- a step ------------------------------------------------------------------------------------
 
-  // A vector of a row, or what is left of one.
-  struct Whole {
-    V load(const T* from) const { return X::load(from); }
-    void store(T* to, V v) const { X::store(to, v); }
-  };
-  struct Part {
-    int count;
-    V load(const T* from) const { return X::load(from, count); }
-    void store(T* to, V v) const { X::store(to, v, count); }
-  };
-
   // step(place in the tensors, place in a padded matrix, vector) for every vector.
   template <class Step>
   void over_vectors(Step step) const {
     for (int64_t k = 0; k < m.K; k++) {
-      int64_t l = 0;
-      for (; l + kL <= m.L; l += kL) step(k * m.L + l, k * row + l, Whole{});
-      if (l < m.L) step(k * m.L + l, k * row + l, Part{static_cast<int>(m.L - l)});
+      for_each_vector<X>(m.L,
+                         [&](int64_t l, auto vector) { step(k * m.L + l, k * row + l, vector); });
     }
   }
 

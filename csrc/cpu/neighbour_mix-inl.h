@@ -58,25 +58,6 @@ struct NeighbourMix {
   }
   T* sequence(void* tensor, int64_t n) const { return static_cast<T*>(tensor) + n * a.T * a.D; }
 
-  // A vector of a row, or what is left of one.
-  struct Whole {
-    V load(const T* from) const { return X::load(from); }
-    void store(T* to, V v) const { X::store(to, v); }
-  };
-  struct Part {
-    int count;
-    V load(const T* from) const { return X::load(from, count); }
-    void store(T* to, V v) const { X::store(to, v, count); }
-  };
-
-  // step(d, vector) for every vector of a row, from number d on.
-  template <class Step>
-  void over_row(Step step) const {
-    int64_t d = 0;
-    for (; d + kL <= a.D; d += kL) step(d, Whole{});
-    if (d < a.D) step(d, Part{static_cast<int>(a.D - d)});
-  }
-
   void normalise(int64_t n) const {
     const T* const x = sequence(a.x, n);
     if (width != a.D) fill_zero(normed, a.T * width);
@@ -89,7 +70,7 @@ struct NeighbourMix {
     normalise(n);
     for (int64_t t = 0; t < a.T; t++) {
       const Neighbours& near = neighbours[t];
-      over_row([&](int64_t d, auto vector) {
+      for_each_vector<X>(a.D, [&](int64_t d, auto vector) {
         V sum = X::mul(X::load(weight + d), X::load(normed + t * width + d));
         for (int i = 1; i < near.count; i++) {
           sum = X::fma(X::load(weight + near.number[i] * width + d),
@@ -107,7 +88,7 @@ struct NeighbourMix {
     fill_zero(grad, a.T * width);
     for (int64_t t = 0; t < a.T; t++) {
       const Neighbours& near = neighbours[t];
-      over_row([&](int64_t d, auto vector) {
+      for_each_vector<X>(a.D, [&](int64_t d, auto vector) {
         const V g = vector.load(dy + t * a.D + d);
         for (int i = 0; i < near.count; i++) {
           const int64_t at = near.place[i] * width + d;
@@ -126,7 +107,7 @@ struct NeighbourMix {
     }
     const T* const too = sequence(a.grad_too, n);
     for (int64_t t = 0; t < a.T; t++) {
-      over_row([&](int64_t d, auto vector) {
+      for_each_vector<X>(a.D, [&](int64_t d, auto vector) {
         const int64_t at = t * a.D + d;
         vector.store(dx + at, X::add(X::load(grad + t * width + d), vector.load(too + at)));
       });

@@ -138,10 +138,27 @@ struct ImageTiles {
 
   void stage_strided(const View4& x, int64_t n, int64_t c0, int64_t h0) const {
     const int64_t half = stride * C;  // what lies together of one row
+    const bool dense = is_computed_as_stored<X>(x.dtype) && x.stride[1] == 1 && x.stride[3] == C;
     for (int64_t i = 0; i < stride * F::kPoints; i++) {
-      stage_strip<X>(x, p.H, p.W, n, c0, C, h0 + i, 1, -p.padding_w, stride * width, C, line);
       T* to = strip + i / stride * width * channels + i % stride * half;
+      const int64_t h = h0 + i;
+      if (dense) {
+        const bool inside = h >= 0 && h < p.H;
+        scatter_row(inside ? at<const T>(x, n, c0, h, 0) : nullptr, to);
+        continue;
+      }
+      stage_strip<X>(x, p.H, p.W, n, c0, C, h, 1, -p.padding_w, stride * width, C, line);
       for (int64_t w = 0; w < width; w++) copy_into<X>(line + w * half, to + w * channels, half);
+    }
+  }
+
+  // The same of a row whose positions lie dense, or of zeros.
+  void scatter_row(const T* from, T* to) const {
+    for (int64_t w = 0; w < width; w++, to += channels) {
+      const int64_t first = w * stride - p.padding_w, begin = max_of(first, 0);
+      const int64_t count = from ? min_of(first + stride, p.W) - begin : 0;
+      if (count < stride) fill_zero(to, stride * C);
+      if (count > 0) copy_into<X>(from + begin * C, to + (begin - first) * C, count * C);
     }
   }
 };

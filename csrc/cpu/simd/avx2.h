@@ -24,7 +24,12 @@ struct F32 {
   static void end_streams() { _mm_sfence(); }
   static M first(int n) { return _mm256_castsi256_ps(lanes(n)); }
   static V load(const T* p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
-  static void store(T* p, V a, int n) { _mm256_maskstore_ps(p, lanes(n), a); }
+  // A masked store takes some processors as long as ten others, and compilers keep it for a whole
+  // vector, too.
+  static void store(T* p, V a, int n) {
+    if (n >= kLanes) return store(p, a);
+    _mm256_maskstore_ps(p, lanes(n), a);
+  }
 
   static V load(const BFloat16* p) { return widen(_mm_loadu_si128((const __m128i*)p)); }
   static V load(const BFloat16* p, int n) {
@@ -181,7 +186,10 @@ struct F64 {
   static void end_streams() { _mm_sfence(); }
   static M first(int n) { return _mm256_castsi256_pd(lanes(n)); }
   static V load(const T* p, int n) { return _mm256_maskload_pd(p, lanes(n)); }
-  static void store(T* p, V a, int n) { _mm256_maskstore_pd(p, lanes(n), a); }
+  static void store(T* p, V a, int n) {  // as F32's
+    if (n >= kLanes) return store(p, a);
+    _mm256_maskstore_pd(p, lanes(n), a);
+  }
   static void store(uint8_t* p, V a) { store(p, a, kLanes); }
   static void store(uint8_t* p, V a, int n) {
     __m128i bytes = _mm_packs_epi32(_mm256_cvtpd_epi32(a), _mm_setzero_si128());
