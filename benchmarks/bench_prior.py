@@ -13,6 +13,10 @@ from imgfast.ops.feed_forward import feed_forward, feed_forward_stock
 from imgfast.ops.neighbour_mix import neighbour_mix, neighbour_mix_stock
 
 
+def _mixed(mix):
+    return lambda *arguments: mix(*arguments)[0]
+
+
 def _normal(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -36,7 +40,7 @@ def _neighbour_mix(n, length, width):
 OPERATORS = {  # ours, stock, arguments with a gradient and others
     "feed_forward": (feed_forward, feed_forward_stock, _feed_forward),
     "causal_attention": (causal_attention, causal_attention_stock, _causal_attention),
-    "neighbour_mix": (neighbour_mix, neighbour_mix_stock, _neighbour_mix),
+    "neighbour_mix": (_mixed(neighbour_mix), _mixed(neighbour_mix_stock), _neighbour_mix),
 }
 SIZES = [(32, 49, 96), (64, 64, 256)]
 ROWS = [

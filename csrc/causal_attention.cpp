@@ -5,22 +5,17 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
 #include "empty.h"
+#include "share_out.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
 namespace {
 
 using torch::stable::Tensor;
-
-constexpr int64_t kWorthAThread = 1 << 18;  // multiply-adds below which a thread does not pay
-
-thread_local cpu::Scratch thread_buffer;
 
 struct Call {
   cpu::CausalAttentionArgs args{};
@@ -40,11 +35,9 @@ struct Call {
   void run(decltype(cpu::CausalAttentionKernels::forward) kernel) const {
     const int64_t units = N * args.H, work = args.T * args.T * args.D;
     if (units == 0 || work == 0) return;
-    const int64_t scratch = cpu::kernels().causal_attention.scratch(args);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / work);
-    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      kernel(args, begin, end, thread_buffer.reserve(scratch));
-    });
+    share_out(
+        units, work, cpu::kernels().causal_attention.scratch(args),
+        [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
   }
 };
 

@@ -5,13 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
 #include "empty.h"
+#include "share_out.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
@@ -19,10 +18,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr int64_t kWorthAThread = 1 << 18;  // multiply-adds below which a thread does not pay
-
-thread_local cpu::Scratch thread_buffer;
 
 struct Call {
   cpu::FeedForwardArgs args{};
@@ -48,13 +43,10 @@ struct Call {
   }
 
   void run(decltype(cpu::FeedForwardKernels::forward) kernel, int64_t units) const {
-    const int64_t work = args.N * args.D * args.H / std::max<int64_t>(1, units);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work));
     if (units == 0 || args.D == 0) return;
-    const int64_t scratch = cpu::kernels().feed_forward.scratch(args);
-    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      kernel(args, begin, end, thread_buffer.reserve(scratch));
-    });
+    share_out(
+        units, args.N * args.D * args.H / units, cpu::kernels().feed_forward.scratch(args),
+        [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
   }
 };
 

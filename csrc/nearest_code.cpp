@@ -5,21 +5,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
-
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
 #include "empty.h"
+#include "share_out.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
 namespace {
 
 using torch::stable::Tensor;
-
-constexpr int64_t kWorthAThread = 1 << 18;  // multiply-adds below which a thread does not pay
-
-thread_local cpu::Scratch thread_buffer;
 
 Tensor nearest_code(const Tensor& rows, const Tensor& book) {
   STD_TORCH_CHECK(rows.is_cpu() && rows.dim() == 2, "nearest_code: rows must be [N, D] on the CPU");
@@ -43,12 +37,10 @@ Tensor nearest_code(const Tensor& rows, const Tensor& book) {
                                   static_cast<int64_t*>(codes.data_ptr())};
   if (args.N == 0) return codes;
   const auto& kernels = cpu::kernels().nearest_code;
-  const int64_t units = kernels.units(args), scratch = kernels.scratch(args);
-  const int64_t work = std::max<int64_t>(1, args.N * args.K * args.D / units);
-  const int64_t grain = std::max<int64_t>(1, kWorthAThread / work);
-  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    kernels.find(args, begin, end, thread_buffer.reserve(scratch));
-  });
+  const int64_t units = kernels.units(args);
+  share_out(
+      units, args.N * args.K * args.D / units, kernels.scratch(args),
+      [&](int64_t begin, int64_t end, void* scratch) { kernels.find(args, begin, end, scratch); });
   return codes;
 }
 

@@ -10,18 +10,14 @@
 #include <tuple>
 
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
 #include "empty.h"
+#include "share_out.h"
 #include "tensor_dtype.h"
 
 namespace imgfast {
 namespace {
 
 using torch::stable::Tensor;
-
-constexpr int64_t kWorthAThread = 1 << 16;  // numbers read below which a thread does not pay
-
-thread_local cpu::Scratch thread_buffer;
 
 struct Call {
   cpu::NeighbourMixArgs args{};
@@ -63,12 +59,11 @@ struct Call {
 
   void run(decltype(cpu::NeighbourMixKernels::forward) kernel) const {
     if (args.units() == 0 || args.D == 0) return;
-    const int64_t scratch = cpu::kernels().neighbour_mix.scratch(args);
-    const int64_t work = cpu::kMixedAtOnce * args.T * args.D * (1 + args.J);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work));
-    torch::stable::parallel_for(0, args.units(), grain, [&](int64_t begin, int64_t end) {
-      kernel(args, begin, end, thread_buffer.reserve(scratch));
-    });
+    // What is read takes some four times as long as a multiply-add.
+    const int64_t work = 4 * cpu::kMixedAtOnce * args.T * args.D * (1 + args.J);
+    share_out(
+        args.units(), work, cpu::kernels().neighbour_mix.scratch(args),
+        [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
   }
 };
 

@@ -55,7 +55,7 @@ class TrainConfig:
         patience: stop after that many epochs without a better accuracy, 0 never.
         deterministic: only algorithms that give the same bits in every run, on CUDA too.
         compile: train through :func:`torch.compile`.
-        layers: ``imgfast``, or ``stock`` for the same network and loss in stock PyTorch.
+        layers: ``imgfast``, or ``stock`` for the same network, loss and optimizer in stock PyTorch.
         device: ``cpu``, ``cuda`` or ``auto``.
 
     Raises:

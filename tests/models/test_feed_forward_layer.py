@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: the kernel gives what the layers give."""
+"""The feed-forward half of a block, in either kind of layers; the operator has tests of its own."""
 
 import pytest
 import torch
@@ -6,39 +6,26 @@ import torch
 from imgfast.models.feed_forward import FeedForward
 
 
-def twins(width, threshold=0.3):
+@pytest.mark.parametrize("residual", [False, True])
+def test_value_and_gradients_are_those_of_stock_layers(residual):
     torch.manual_seed(0)
-    ours, stock = FeedForward(width, threshold), FeedForward(width, threshold, "stock")
+    ours, stock = FeedForward(8, 0.3).double(), FeedForward(8, 0.3, "stock").double()
     torch.nn.init.normal_(ours.down.weight, std=0.1)
     stock.load_state_dict(ours.state_dict())
-    return ours.double(), stock.double()
-
-
-@pytest.mark.parametrize("shape", [(5, 7, 8), (1, 8), (0, 8), (3, 0, 8), (2, 3, 11, 8)])
-def test_value_and_gradients_are_those_of_the_layers(shape):
-    ours, stock = twins(8)
-    x = torch.randn(shape, dtype=torch.float64)
+    x, other = torch.randn(2, 5, 7, 8, dtype=torch.float64)
     found = []
     for model in (ours, stock):
-        leaf = x.clone().requires_grad_()
-        y = model(leaf)
+        leaves = [x.clone().requires_grad_(), *([other.clone().requires_grad_()] * residual)]
+        y = model(*leaves)
         y.backward(x.cos())
-        found.append((y, leaf.grad, model.up.weight.grad, model.down.weight.grad))
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs)
+        grads = [leaf.grad for leaf in leaves]
+        found.append((y, *grads, model.up.weight.grad, model.down.weight.grad))
+    torch.testing.assert_close(*found)
 
 
-def test_strides_of_the_caller():
-    ours, stock = twins(8)
-    x = torch.randn(8, 6, 5, dtype=torch.float64).permute(1, 2, 0)
-    torch.testing.assert_close(ours(x), stock(x))
-
-
-def test_autocast_takes_the_layers():
-    ours, _ = twins(8)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours.float()(torch.randn(3, 8)).dtype == torch.bfloat16
-
-
-def test_a_new_one_gives_zeros():
-    assert not FeedForward(8, 0.0)(torch.randn(3, 8)).any()
+@pytest.mark.parametrize("layers", ["imgfast", "stock"])
+def test_a_new_one_gives_the_residual_or_zeros(layers):
+    x, residual = torch.randn(2, 3, 8)
+    model = FeedForward(8, 0.0, layers)
+    assert not model(x).any()
+    assert torch.equal(model(x, residual), residual)

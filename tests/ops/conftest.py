@@ -29,6 +29,14 @@ from imgfast.ops.conv_relu_pool_costs import Winograd
 DEVICES = ("cpu", "simt", "cuda")
 
 
+@pytest.fixture(autouse=True)
+def threads_of_its_own():
+    """A test may set the number of torch's threads; the next one has what it was before."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_addoption(parser):
     parser.addoption("--one-in", type=int, default=1, help="of each test's cases, so few")
 

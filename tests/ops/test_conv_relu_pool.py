@@ -404,14 +404,10 @@ def test_threads_do_not_change_a_bit(shape, options):
     tensors = [torch.randn_like(t) for t in make(*shape, groups=options.get("groups", 1))]
     geometry = spec_of(*_bind(**options)).geometry(tensors[1].shape)
     save_codes = options.get("pool") != "none"
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 4, 7):
-            torch.set_num_threads(threads)
-            results.append(torch.ops.imgfast.conv_relu_pool(*tensors, geometry, save_codes))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 4, 7):
+        torch.set_num_threads(threads)
+        results.append(torch.ops.imgfast.conv_relu_pool(*tensors, geometry, save_codes))
     assert_near(results[0][0], stock(*(t.double() for t in tensors), **options), "y")
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
@@ -420,20 +416,16 @@ def test_threads_do_not_change_a_bit(shape, options):
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads_divide_images(threads):
     """Rows of one image on several threads, and the same bits every time."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        tensors = make(1, 16, 40, 40, 32, 3, 3)
-        check(*tensors, padding=1)
-        check(*tensors, padding=1, pool_size=3, pool_stride=2, pool_padding=1)
-        check_depthwise(70, n=1, size=(40, 40))
-        options = {"padding": 1}
-        tensors = [torch.randn_like(t) for t in tensors]
-        _, once = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
-        _, again = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
-        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    finally:
-        torch.set_num_threads(before)
+    tensors = make(1, 16, 40, 40, 32, 3, 3)
+    check(*tensors, padding=1)
+    check(*tensors, padding=1, pool_size=3, pool_stride=2, pool_padding=1)
+    check_depthwise(70, n=1, size=(40, 40))
+    options = {"padding": 1}
+    tensors = [torch.randn_like(t) for t in tensors]
+    _, once = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
+    _, again = gradients(imgfast.conv_relu_pool, tensors, torch.ones_like, **options)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
 @pytest.mark.parametrize(

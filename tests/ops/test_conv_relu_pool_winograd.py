@@ -74,12 +74,8 @@ def test_groups():
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 3, 33])
 def test_units(batch, threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        check_value(*normal(n=batch, h=16, w=16), padding=1)
-    finally:
-        torch.set_num_threads(before)
+    check_value(*normal(n=batch, h=16, w=16), padding=1)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -203,13 +199,9 @@ def test_gradients_of_dtypes_and_borders(padding, dtype):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 33])
 def test_gradients_of_groups_and_units(batch, threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        check_gradients(normal(n=batch, c=32, k=48, groups=2), padding=1, groups=2)
-        check_gradients(normal(n=batch, c=64, k=96), padding=1, pool="none", activation="none")
-    finally:
-        torch.set_num_threads(before)
+    check_gradients(normal(n=batch, c=32, k=48, groups=2), padding=1, groups=2)
+    check_gradients(normal(n=batch, c=64, k=96), padding=1, pool="none", activation="none")
 
 
 def test_gradients_follow_the_codes():
@@ -259,16 +251,12 @@ def test_dilated_layouts_dtypes_and_borders(padding, dtype, layout):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 33])
 def test_dilated_groups_and_units(batch, threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        for pool in ("max", "avg", "none"):
-            tensors = normal(n=batch, c=32, k=48, groups=2)
-            options = {"padding": 2, "dilation": 2, "groups": 2, "pool": pool}
-            check_value(*tensors, **options)
-            check_gradients(tensors, **options)
-    finally:
-        torch.set_num_threads(before)
+    for pool in ("max", "avg", "none"):
+        tensors = normal(n=batch, c=32, k=48, groups=2)
+        options = {"padding": 2, "dilation": 2, "groups": 2, "pool": pool}
+        check_value(*tensors, **options)
+        check_gradients(tensors, **options)
 
 
 @st.composite

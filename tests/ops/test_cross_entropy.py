@@ -18,10 +18,7 @@ INF, NAN = math.inf, math.nan
 @pytest.fixture(autouse=True)
 def one_thread():
     """Most tensors here are tiny, and threads that wait for one another take most of the time."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # Around the lanes of every instruction set (4, 8, 16), the switch of kernels (24) and a block of

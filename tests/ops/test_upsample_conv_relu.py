@@ -144,14 +144,8 @@ def test_threads(threads):
     tensors = make((5, 24, 9, 9, 40), layout="channels_last")
     grad_y = exact((5, 40, 18, 18), 3)
     want = gradients(lambda *t: stock(*t, "relu"), [t.double() for t in tensors], grad_y)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        got = gradients(
-            lambda *t: imgfast.upsample_conv_relu(*t, algorithm="direct"), tensors, grad_y
-        )
-    finally:
-        torch.set_num_threads(before)
+    got = gradients(lambda *t: imgfast.upsample_conv_relu(*t, algorithm="direct"), tensors, grad_y)
     compare(got[0], want[0], TOLERANCE[torch.float32])
     for g, w in zip(got[1], want[1], strict=True):
         compare(g, w, TOLERANCE[torch.float32])

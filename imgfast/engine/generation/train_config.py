@@ -63,7 +63,8 @@ class GeneratorTrainConfig:
             is judged and saved.
         amp: ``none``, or ``bf16`` for bfloat16 where :class:`torch.autocast` says so.
         deterministic: only algorithms that give the same bits in every run, on CUDA too.
-        layers: ``imgfast``, or ``stock`` for the same networks and losses in stock PyTorch.
+        layers: ``imgfast``, or ``stock`` for the same networks, losses and optimizers in stock
+            PyTorch.
         device: ``cpu``, ``cuda`` or ``auto``.
 
     Raises:
