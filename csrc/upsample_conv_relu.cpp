@@ -45,11 +45,16 @@ cpu::View4 from(const cpu::View4& v, int64_t elements) {
   return part;
 }
 
-// The rows and columns of one parity.
+// The rows and columns of one parity, and the zeros around the map that are of them.
 cpu::View4 part_of(const cpu::View4& v, int i) {
   cpu::View4 part = from(v, i / 2 * v.stride[2] + i % 2 * v.stride[3]);
   part.stride[2] *= 2;
   part.stride[3] *= 2;
+  for (int axis = 0; axis < 2; axis++) {
+    const int odd = axis == 0 ? i / 2 : i % 2;
+    part.zeros.before[axis] = (v.zeros.before[axis] + odd) / 2;
+    part.zeros.behind[axis] = (v.zeros.behind[axis] + 1 - odd) / 2;
+  }
   return part;
 }
 
@@ -198,8 +203,39 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
   return channels_last ? y : torch::stable::contiguous(y);
 }
 
-// The gradients of x, weight and bias, from expanded gradients: those at the convolution's output,
-// [images, P, Q, K] of the compute type.
+// Gradients at the convolution's output, of the compute type and [images][P][Q][K], with so many
+// zeros around each map that Winograd's tiles, of 4 x 4 or 5 x 5 positions of each parity, find all
+// that they read in memory: one row and column before it, and behind it what tiles reach beyond it.
+struct Expanded {
+  int64_t K, rows, columns;  // of a map
+  cpu::Border zeros;
+  int64_t row, image;  // elements from one to the next, of images whole lines of the cache
+
+  explicit Expanded(const ConvReLUPoolParams& whole) : K(whole.K), rows(whole.P), columns(whole.Q) {
+    for (int axis = 0; axis < 2; axis++) {
+      const int64_t size = (axis == 0 ? rows : columns) / 2;
+      const int64_t beyond = std::max(ceil_div(size, 4) * 4, ceil_div(size, 5) * 5) - size;
+      zeros.before[axis] = 1;
+      zeros.behind[axis] = 2 * beyond + 1;
+    }
+    row = (columns + zeros.before[1] + zeros.behind[1]) * K;
+    image = ceil_div((rows + zeros.before[0] + zeros.behind[0]) * row, 16) * 16;
+  }
+
+  // Where the first map begins in memory for some images.
+  int64_t first() const { return zeros.before[0] * row + zeros.before[1] * K; }
+
+  void clear_border(void* memory, int64_t width) const {
+    char* const to = static_cast<char*>(memory);
+    const int64_t map_row = columns * K, end = first() + rows * row - (row - map_row);
+    std::memset(to, 0, first() * width);
+    for (int64_t h = 1; h < rows; h++)
+      std::memset(to + (first() + (h - 1) * row + map_row) * width, 0, (row - map_row) * width);
+    std::memset(to + end * width, 0, (image - end) * width);
+  }
+};
+
+// The gradients of x, weight and bias, from expanded gradients.
 class Backward {
  public:
   // together: the weight gradients of all parities, of the same tiles of x, in one call
@@ -210,7 +246,7 @@ class Backward {
         parity_(call.parity),
         windows_(call.windows),
         slots_(slots),
-        image_(call.whole.K * call.whole.P * call.whole.Q),
+        expanded_(call.whole),
         sums_weight_(need_weight),
         sums_bias_(need_bias),
         together_(together) {
@@ -363,9 +399,10 @@ class Backward {
     return part;
   }
 
-  cpu::View4 expanded(void* gradient) const {  // channels_last
-    const ConvReLUPoolParams& whole = call_.whole;
-    return {gradient, {image_, 1, whole.Q * whole.K, whole.K}, call_.dtype()};
+  cpu::View4 expanded(void* gradient) const {
+    const cpu::View4 memory = {
+        gradient, {expanded_.image, 1, expanded_.row, expanded_.K}, call_.dtype(), expanded_.zeros};
+    return gradient ? from(memory, expanded_.first()) : memory;  // null: for sizes alone
   }
 
   // Packed weights, and the sums of every parity and slot.
@@ -393,7 +430,8 @@ class Backward {
   ConvReLUPoolParams adjoint_;
   std::array<ConvReLUPoolParams, kParities> parity_;
   ConvReLUPoolParams windows_;
-  int64_t slots_, image_, scratch_ = 0;
+  int64_t slots_, scratch_ = 0;
+  Expanded expanded_;
   bool sums_weight_, sums_bias_, together_;
   Tensor grad_x_, turned_, folded_;
   cpu::ConvForwardArgs to_x_{};
@@ -413,7 +451,13 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
   at_y.grad_y = view(grad_y);
   if (reads.y) at_y.y = view(*y);
 
-  const int64_t image_bytes = call.whole.K * call.whole.P * call.whole.Q * call.width();
+  const Expanded expanded(call.whole);
+  const int64_t image_bytes = expanded.image * call.width();
+  const int64_t room_bytes =
+      reads.y ? call.whole.K * call.whole.P * call.whole.Q * call.width() : 0;
+  const auto expand_image = [&](int64_t n, char* image, char* room) {
+    expand(at_y, n, image + expanded.first() * call.width(), expanded.row, room);
+  };
   const int64_t threads = threads_for(N * call.whole.PH * work_per_row(call.whole));
   if (N >= threads) {
     // A thread expands a few images, which stay in its cache while all gradients are computed.
@@ -424,15 +468,17 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
     Backward backward(call, x, weight, slots, chunk, together, need_x, need_weight, need_bias);
     torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
       char* scratch = static_cast<char*>(
-          thread_buffer.reserve(backward.scratch() + (chunk + reads.y) * image_bytes));
+          thread_buffer.reserve(backward.scratch() + chunk * image_bytes + room_bytes));
       char* gradient = scratch + backward.scratch();
+      for (int64_t i = 0; i < chunk; i++)
+        expanded.clear_border(gradient + i * image_bytes, call.width());
       for (int64_t slot = begin; slot < end; slot++) {
         for (int i = 0; i < kParities && backward.sums(); i++) backward.clear(i, slot);
         const int64_t last = N * (slot + 1) / slots;
         for (int64_t n = N * slot / slots; n < last; n += chunk) {
           const int64_t images = std::min(chunk, last - n);
           for (int64_t i = 0; i < images; i++) {
-            expand(at_y, n + i, gradient + i * image_bytes, gradient + chunk * image_bytes);
+            expand_image(n + i, gradient + i * image_bytes, gradient + chunk * image_bytes);
           }
           if (need_x) backward.run_x(gradient, n, images, scratch);
           if (backward.sums()) backward.run_weights(gradient, n, images, slot, scratch);
@@ -443,11 +489,13 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
   }
   // Fewer images than threads: these share the parities and the rows of grad_x.
   Backward backward(call, x, weight, 1, N, false, need_x, need_weight, need_bias);
-  Tensor gradients = new_tensor({2 * N, call.whole.K, call.whole.P, call.whole.Q}, call.compute);
+  const Tensor gradients =
+      new_tensor({N * (image_bytes + room_bytes) / call.width()}, call.compute);
   char* gradient = static_cast<char*>(gradients.data_ptr());
   torch::stable::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
-      expand(at_y, n, gradient + n * image_bytes, gradient + (N + n) * image_bytes);
+      expanded.clear_border(gradient + n * image_bytes, call.width());
+      expand_image(n, gradient + n * image_bytes, gradient + N * image_bytes + n * room_bytes);
     }
   });
   const int64_t units = backward.units_of_x(), parts = std::min(units, threads * 2);

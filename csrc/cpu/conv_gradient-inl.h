@@ -48,6 +48,13 @@ struct TapRuns {
   }
 };
 
+// Rows of positions, a row and a position so many elements apart, filters together.
+template <class T>
+struct PlacedRows {
+  const T* first;
+  int64_t row, position;
+};
+
 // Gradients at the convolution's output for pooled rows [ph0, ph1) of image n, filters [k0, k0 +
 // K).
 template <class X>
@@ -92,11 +99,7 @@ struct GradientRows {
   }
 
  private:
-  // Rows of positions, a row and a position that many elements apart, K filters together.
-  struct Rows {
-    const typename X::T* first;
-    int64_t row, position;
-  };
+  using Rows = PlacedRows<typename X::T>;
   // What gradients are made of; codes lie dense, of the filters of all groups.
   struct Source {
     Rows grad, y;
@@ -184,12 +187,16 @@ struct GradientRows {
   }
 };
 
-static void conv_output_gradient(const ConvBackwardArgs& a, int64_t n, void* out, void* room) {
+static void conv_output_gradient(const ConvBackwardArgs& a, int64_t n, void* out, int64_t row,
+                                 void* room) {
   with_compute(a.grad_y.dtype, [&](auto x) {
     using T = typename decltype(x)::T;
     const ConvReLUPoolParams& p = *a.params;
-    GradientRows<decltype(x)>(static_cast<T*>(out), static_cast<T*>(room), p.K)
-        .stage(a, n, 0, 0, p.P);
+    const int64_t together = row == p.Q * p.K ? p.P : 1;
+    for (int64_t h = 0; h < p.P; h += together) {
+      GradientRows<decltype(x)>(static_cast<T*>(out) + h * row, static_cast<T*>(room), p.K)
+          .stage(a, n, 0, h, h + together);
+    }
   });
 }
 

@@ -29,6 +29,21 @@ struct GradientStrip {
     return fewer;
   }
 
+  // What expand() makes of rows dilation_h apart, or where it lies already.
+  PlacedRows<T> rows(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t p0, int64_t count,
+                     int64_t q0) const {
+    const ConvReLUPoolParams& p = *a.params;
+    const View4& grad = a.grad_y;
+    const bool as_it_is = p.pool == Pool::kNone && p.activation == Activation::kNone &&
+                          is_computed_as_stored<X>(grad.dtype) && grad.stride[1] == 1;
+    if (as_it_is && holds(grad, 0, p.P, p0, p0 + (count - 1) * p.dilation_h) &&
+        holds(grad, 1, p.Q, q0, q0 + width - 1)) {
+      return {at<T>(grad, n, k0, p0, q0), p.dilation_h * grad.stride[2], grad.stride[3]};
+    }
+    expand(a, n, k0, p0, count, q0, p.dilation_h);
+    return {strip, width * step, step};
+  }
+
   // That many rows from p0 on, row_step apart (1 unless together is), and columns [q0, q0 + width)
   // of image n and filters [k0, k0 + K); zero where there is no output.
   void expand(const ConvBackwardArgs& a, int64_t n, int64_t k0, int64_t p0, int64_t rows,

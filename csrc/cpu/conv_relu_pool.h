@@ -6,11 +6,17 @@
 
 namespace imgfast::cpu {
 
+// Zeros in memory around the maps of a tensor, which may be read: so many rows and columns.
+struct Border {
+  int64_t before[2], behind[2];
+};
+
 // A 4-d tensor in NCHW index order, of any strides (in elements).
 struct View4 {
   void* data;
   int64_t stride[4];
   DType dtype;
+  Border zeros = {};
 };
 
 inline constexpr int64_t kUnitsPerThread = 4;  // so that the last ones finish together
@@ -94,8 +100,9 @@ struct ConvReLUPoolKernels {
   PackedKernel<ConvBackwardArgs> input[4];
   SummedKernel weight[4];
   // Without a pool, the gradient at the convolution's output of image n, [P, Q, K] of the compute
-  // type, from that at y; room for as many numbers again where the activation is differentiated.
-  void (*output_gradient)(const ConvBackwardArgs&, int64_t n, void* out, void* room);
+  // type with rows so many elements apart, from that at y; room for P Q K numbers where the
+  // activation is differentiated.
+  void (*output_gradient)(const ConvBackwardArgs&, int64_t n, void* out, int64_t row, void* room);
 };
 
 }  // namespace imgfast::cpu

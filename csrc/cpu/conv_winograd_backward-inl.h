@@ -32,8 +32,8 @@ struct WinogradInputPlan {
     tile_rows = p.N * rows.tiles;
     unit_rows = rows_of_unit<X, F>(tile_rows, tiles, K, p.groups, a.threads);
     units = p.groups * ceil_div(tile_rows, unit_rows);
-    v_plane = plane_size(unit_rows * tiles * K);
-    m_plane = plane_size(unit_rows * tiles * kFilterBlock<X>);
+    v_plane = odd_lines(unit_rows * tiles * K);
+    m_plane = odd_lines(unit_rows * tiles * kFilterBlock<X>);
   }
 
   int64_t group_size() const { return F::kPlanes * K * filters; }
@@ -123,11 +123,12 @@ static void winograd_input(const ConvBackwardArgs& a, int64_t unit_begin, int64_
       for (int64_t i = 0; i < rows; i++) {
         const int64_t n = (first + i) / plan.rows.tiles;
         const int64_t h0 = plan.rows.first((first + i) % plan.rows.tiles);
-        s.gradient.expand(a, n, g * plan.K, h0 + p.padding_h - (p.R - 1) * p.dilation_h, F::kPoints,
-                          p.padding_w - (p.S - 1) * p.dilation_w, p.dilation_h);
+        const PlacedRows<typename X::T> gradient =
+            s.gradient.rows(a, n, g * plan.K, h0 + p.padding_h - (p.R - 1) * p.dilation_h,
+                            F::kPoints, p.padding_w - (p.S - 1) * p.dilation_w);
         for (int64_t t = 0; t < plan.tiles; t++) {
-          transform_input<X, F::kPoints>(s.gradient.strip + plan.columns.first(t) * plan.K,
-                                         s.gradient.width * plan.K, p.dilation_w * plan.K, plan.K,
+          transform_input<X, F::kPoints>(gradient.first + plan.columns.first(t) * gradient.position,
+                                         gradient.row, p.dilation_w * gradient.position, plan.K,
                                          s.v + (i * plan.tiles + t) * plan.K, plan.v_plane);
         }
       }
@@ -195,8 +196,8 @@ struct WinogradWeightPlan {
     batch_rows = max_of(1, most / tiles);
     batch_rows = min_of(batch_rows, tile_rows);
     batch_tiles = batch_rows * tiles;
-    v_plane = plane_size(batch_tiles * C);
-    w_plane = plane_size(batch_tiles * filters);
+    v_plane = odd_lines(batch_tiles * C);
+    w_plane = odd_lines(batch_tiles * filters);
   }
 
   // Sums of a group, [filter block][points^2][C][lanes].
@@ -261,17 +262,18 @@ template <class X, class F>
   for (int64_t i = 0; i < rows; i++) {
     const int64_t n = (row + i) / plan.rows.tiles;
     const int64_t p0 = plan.rows.first((row + i) % plan.rows.tiles);
-    s.gradient.expand(part, n, g * plan.K, p0 - part.first_row, kOutputs, -part.first_col,
-                      p.dilation_h);
-    if (bias) {
-      add_bias_gradient<X>(s.gradient.strip, kOutputs * s.gradient.width, plan.K, plan.K, bias);
+    const PlacedRows<T> gradient =
+        s.gradient.rows(part, n, g * plan.K, p0 - part.first_row, kOutputs, -part.first_col);
+    for (int64_t r = 0; r < kOutputs && bias; r++) {
+      add_bias_gradient<X>(gradient.first + r * gradient.row, s.gradient.width, gradient.position,
+                           plan.K, bias);
     }
     for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
       constexpr int64_t kLanes = decltype(vectors)::kValue * X::kLanes;
-      const int64_t row_step = s.gradient.width * plan.K, col_step = p.dilation_w * plan.K;
+      const int64_t row_step = gradient.row, col_step = p.dilation_w * gradient.position;
       for (int64_t t = 0; t < plan.tiles; t++) {
         for (int64_t k = 0; k < kLanes; k += X::kLanes) {
-          const T* from = s.gradient.strip + plan.columns.first(t) * plan.K + k0 + k;
+          const T* from = gradient.first + plan.columns.first(t) * gradient.position + k0 + k;
           T* to = s.w + k0 * tiles + (i * plan.tiles + t) * kLanes + k;
           const int64_t left = plan.K - k0 - k;
           if (left >= X::kLanes) {

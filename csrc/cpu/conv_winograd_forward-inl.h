@@ -57,8 +57,8 @@ struct WinogradForwardPlan {
     unit_bands = rows_of_unit<X, F>(p.N * bands, tiles * band_tiles, channels, p.groups, a.threads);
     units = p.groups * ceil_div(p.N * bands, unit_bands);
     batch_rows = min_of(max_of(1, kBatchTiles / tiles), unit_bands * band_tiles);
-    v_plane = plane_size(unit_bands * band_tiles * tiles * channels);
-    m_plane = plane_size(batch_rows * tiles * kFilterBlock<X>);
+    v_plane = odd_lines(unit_bands * band_tiles * tiles * channels);
+    m_plane = odd_lines(batch_rows * tiles * kFilterBlock<X>);
   }
 
   int64_t weight_size() const { return F::kPlanes * channels * filters; }

@@ -14,6 +14,10 @@ static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// At least so many elements, an odd number of cache lines: rows or planes that many apart do not
+// share a few sets of the cache.
+static inline int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
+
 template <class A, class B>
 inline constexpr bool kSameType = false;
 template <class A>

@@ -23,8 +23,8 @@ struct Muon {
   const MuonArgs& a;
   const MuonMatrix& m;
   const int64_t side = min_of(m.K, m.L);
-  const int64_t row = round_up(m.L, kL), column = round_up(m.K, kL);  // with what they are padded
-  const int64_t square_row = round_up(side, kL);
+  const int64_t row = odd_lines(m.L), column = odd_lines(m.K);  // with what they are padded
+  const int64_t square_row = odd_lines(side);
   Arena arena;
   T* const u = arena.take<T>(round_up(m.K, kRows) * row);
   // The transpose of u; once u u^T is made, the result.

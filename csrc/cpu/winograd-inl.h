@@ -71,9 +71,6 @@ static int64_t rows_of_unit(int64_t rows, int64_t tiles, int64_t channels, int64
   return min_of(unit, rows);
 }
 
-// An odd number of cache lines, or the points of a tile would share one cache set.
-static inline int64_t plane_size(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
-
 // B' d: samples to as many points.
 template <class X, int kPoints>
 [[gnu::always_inline]] static inline void winograd_input(const typename X::V (&d)[kPoints],

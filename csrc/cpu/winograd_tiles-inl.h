@@ -85,32 +85,34 @@ struct ImageTiles {
     line = arena.take<T>(stride > 1 ? stride * width * C : 0);
   }
 
-  // The tiles whose first output lies in convolution row `row` of image n.
+  // The tiles whose first output lies in convolution row `row` of image n. Those that memory holds
+  // whole are transformed where they lie, if their channels lie together; others are staged first.
   void transform_row(const View4& x, int64_t n, int64_t g, int64_t row, T* v, int64_t plane) const {
-    const int64_t h0 = row * stride - p.padding_h, h1 = h0 + (F::kPoints - 1) * p.dilation_h;
+    const int64_t h0 = row * stride - p.padding_h, reach = stride * (F::kPoints - 1);
     const int64_t row_step = p.dilation_h * x.stride[2], col_step = p.dilation_w * x.stride[3];
-    const int64_t c0 = g * C;
-    const bool in_place = stride == 1 && x.stride[1] == 1;
-    if (stride > 1) {
-      stage_strided(x, n, c0, h0);
-    } else if (!in_place) {
-      stage(x, n, c0, h0, -p.padding_w, 1, width);
-    }
+    const int64_t c0 = g * C, last_row = h0 + reach * p.dilation_h + stride - 1;
+    const bool whole_rows = x.stride[1] == 1 && holds(x, 0, p.H, h0, last_row);
+    bool staged = false;  // all columns
     for (int64_t t = 0; t < columns.tiles; t++, v += channels) {
-      const int64_t col = columns.first(t);
-      const int64_t w0 = col - p.padding_w, w1 = w0 + (F::kPoints - 1) * p.dilation_w;
-      if (!in_place) {
-        transform_input<X, F::kPoints>(strip + col * channels, width * channels,
-                                       p.dilation_w * channels, channels, v, plane);
-      } else if (h0 >= 0 && h1 < p.H && w0 >= 0 && w1 < p.W) {
-        prefetch(view_at(x, n, c0, h0 + F::kPoints * p.dilation_h, w0));
+      const int64_t col = columns.first(t), w0 = col * stride - p.padding_w;
+      if (whole_rows && holds(x, 1, p.W, w0, w0 + reach * p.dilation_w + stride - 1)) {
+        if (stride == 1) prefetch(view_at(x, n, c0, h0 + F::kPoints * p.dilation_h, w0));
         with_storage<X>(x.dtype, [&](auto io) {
-          transform_input<X, F::kPoints>(at<const decltype(io)>(x, n, c0, h0, w0), row_step,
-                                         col_step, C, v, plane);
+          for (int64_t i = 0; i < stride * stride; i++) {
+            transform_input<X, F::kPoints>(
+                at<const decltype(io)>(x, n, c0, h0 + i / stride, w0 + i % stride),
+                stride * row_step, stride * col_step, C, v + i * C, plane);
+          }
         });
-      } else {
+      } else if (stride == 1 && x.stride[1] == 1) {
         stage(x, n, c0, h0, w0, p.dilation_w, F::kPoints);
         transform_input<X, F::kPoints>(strip, F::kPoints * C, C, C, v, plane);
+      } else {
+        if (!staged && stride > 1) stage_strided(x, n, c0, h0);
+        if (!staged && stride == 1) stage(x, n, c0, h0, -p.padding_w, 1, width);
+        staged = true;
+        transform_input<X, F::kPoints>(strip + col * channels, width * channels,
+                                       p.dilation_w * channels, channels, v, plane);
       }
     }
   }

@@ -172,8 +172,7 @@ def show_generator_report(report: GeneratorReport) -> None:
     )
     for one in report.generated:
         print(
-            f"guidance {one.guidance:g}, temperature {one.temperature:g}: "
-            f"{'not ' * bool(one.not_copying)}copying; nearest training picture "
+            f"{one.drawn}: {'not ' * bool(one.not_copying)}copying; nearest training picture "
             f"{one.nearest:.4f}, of held-out pictures' reconstructions "
             f"{report.reconstructed.nearest:.4f}, of copies {report.copy_nearest:.4f}"
         )

@@ -36,13 +36,10 @@ def save_report(
     write_atomically(folder / "generation.json", text.encode())
     shown = report.pictures
     names = report.classes[:_ROWS]
-    strengths = [
-        f"guidance {one.guidance:g}, temperature {one.temperature:g}" for one in report.generated
-    ]
     rows = [
         (name, [Group(images[row]) for images in shown.generated]) for row, name in enumerate(names)
     ]
-    title = "generated, same seeds: " + ", then ".join(strengths)
+    title = "generated, same seeds: " + ", then ".join(one.drawn for one in report.generated)
     _write(folder / "samples.png", title, rows, told)
     pairs = torch.stack([shown.real, shown.reconstructed], 2)  # [K, n, 2, C, S, S]
     rows = [(name, [Group(pair) for pair in pairs[row]]) for row, name in enumerate(names)]
@@ -56,7 +53,8 @@ def save_report(
             for one, others, distances in found
         ]
         rows.append((name, groups))
-    title = f"{strengths[-1]}: the likeliest copies, each with its nearest training pictures"
+    drawn = report.generated[-1].drawn
+    title = f"{drawn}: the likeliest copies, each with its nearest training pictures"
     _write(folder / "neighbours.png", title, rows, told)
 
 

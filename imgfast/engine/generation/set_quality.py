@@ -61,6 +61,11 @@ class SetQuality:
     novelty: float | None = None
     not_copying: bool | None = None
 
+    @property
+    def drawn(self) -> str:
+        """How a generated set was drawn, in words."""
+        return f"guidance {self.guidance:g}, temperature {self.temperature:g}"
+
 
 class Comparison:
     """The real half that all sets are compared with, and what of it is worked out once.
