@@ -58,6 +58,8 @@ def muon_(weights, grads, averages, lr, weight_decay=0.0, momentum=0.95):
         coefficients = [number for polynomial in _COEFFICIENTS for number in polynomial]
         keep, step = 1 - lr * weight_decay, lr * _ADAMW_RMS
         _muon_(some, theirs, kept, momentum, keep, step, coefficients)
+        # A backward that still needs the weights as they were is an error, as after any change.
+        torch.autograd.graph.increment_version((*some, *kept))
     if others:
         muon_stock_(*zip(*others, strict=True), lr, weight_decay, momentum)
 

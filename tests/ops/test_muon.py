@@ -122,6 +122,17 @@ def test_a_gradient_that_is_not_finite_shows_in_its_own_weight(value):
         assert torch.equal(tensors[0][number], others[0][number])
 
 
+@pytest.mark.parametrize("step", [muon_, muon_stock_])
+def test_a_backward_through_weights_as_they_were_is_an_error(step):
+    weights, grads, averages = case([(5, 7)])
+    x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    loss = (x @ weights[0].requires_grad_().t()).sum()
+    with torch.no_grad():
+        step(weights, grads, averages, 0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_no_weights():
     muon_([], [], [], 0.1)
 
