@@ -44,4 +44,4 @@ def bench_step(race, name):
         return call
 
     contenders = lineup(make, muon_, muon_stock_, layouts=[""], compiler=None)
-    race(name, contenders, tolerance=1e-3)
+    race(name, contenders, tolerance=1e-3, grad_tolerance=1e-3)
