@@ -139,16 +139,11 @@ def test_memory_format_is_stocks(layout, shape, device):
     assert ours.stride() == theirs.stride()
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
 @pytest.mark.parametrize("threads", [1, 2, 5, 7])  # 7: more than pictures
-def test_threads(threads):
-    tensors = make((5, 24, 9, 9, 40), layout="channels_last")
-    grad_y = exact((5, 40, 18, 18), 3)
-    want = gradients(lambda *t: stock(*t, "relu"), [t.double() for t in tensors], grad_y)
+def test_threads(threads, algorithm):
     torch.set_num_threads(threads)
-    got = gradients(lambda *t: imgfast.upsample_conv_relu(*t, algorithm="direct"), tensors, grad_y)
-    compare(got[0], want[0], TOLERANCE[torch.float32])
-    for g, w in zip(got[1], want[1], strict=True):
-        compare(g, w, TOLERANCE[torch.float32])
+    check((5, 24, 9, 9, 40), "relu", "channels_last", algorithm)
 
 
 NEEDS = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)]
