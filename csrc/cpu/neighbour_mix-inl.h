@@ -36,6 +36,7 @@ struct NeighbourMix {
       : a(args), arena{static_cast<char*>(scratch)} {}
 
   void begin() const {
+    fill_zero(weight, (1 + a.J) * width);  // what lies behind a row must not make numbers there
     const T *const gain = static_cast<const T*>(a.gain), *const of =
                                                              static_cast<const T*>(a.weight);
     for (int64_t d = 0; d < a.D; d++) {
