@@ -10,8 +10,8 @@
 
 namespace imgfast {
 
-inline constexpr int64_t kWorthAThread = 1
-                                         << 18;  // multiply-adds below which a thread does not pay
+// Multiply-adds below which a thread does not pay.
+inline constexpr int64_t kWorthAThread = 1 << 18;
 
 // run(begin, end, scratch) for all units, of `work` multiply-adds each. Every thread has a scratch
 // of its own, that many bytes, which it keeps for the next such call.
