@@ -58,7 +58,7 @@ std::shared_ptr<void> pack_weight(cpu::ConvForwardArgs& args, const Tensor& weig
     const cpu::WeightCache::Key key = {
         reinterpret_cast<int64_t>(args.weight.data),
         static_cast<int64_t>(args.x.dtype),
-        p.winograd & kWinogradForward ? 8 * p.stride_h + winograd_points(p, p.P, p.Q)
+        p.winograd & kWinogradForward ? 16 * p.stride_h + cpu::winograd_forward_points(p)
                                       : cpu::has_few_filters(p),
         args.bias != nullptr,
         p.groups,

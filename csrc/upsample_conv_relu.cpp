@@ -204,22 +204,31 @@ Tensor upsample_conv_relu(const Tensor& x, const Tensor& weight, const std::opti
 }
 
 // Gradients at the convolution's output, of the compute type and [images][P][Q][K], with so many
-// zeros around each map that Winograd's tiles, of 4 x 4 or 5 x 5 positions of each parity, find all
-// that they read in memory: one row and column before it, and behind it what tiles reach beyond it.
+// zeros around each map that Winograd's tiles find all that they read in memory: one row and column
+// before it, and behind it what tiles of positions of each parity reach beyond it.
 struct Expanded {
   int64_t K, rows, columns;  // of a map
-  cpu::Border zeros;
+  cpu::Border zeros{};
   int64_t row, image;  // elements from one to the next, of images whole lines of the cache
 
-  explicit Expanded(const ConvReLUPoolParams& whole) : K(whole.K), rows(whole.P), columns(whole.Q) {
-    for (int axis = 0; axis < 2; axis++) {
-      const int64_t size = (axis == 0 ? rows : columns) / 2;
-      const int64_t beyond = std::max(ceil_div(size, 4) * 4, ceil_div(size, 5) * 5) - size;
-      zeros.before[axis] = 1;
-      zeros.behind[axis] = 2 * beyond + 1;
-    }
+  explicit Expanded(const Call& call) : K(call.whole.K), rows(call.whole.P), columns(call.whole.Q) {
+    const ConvReLUPoolParams adjoint = call.adjoint(1),
+                             own = call.shares_tiles() ? call.windows : call.parity[0];
+    reserve(adjoint, cpu::winograd_forward_points(adjoint));
+    reserve(own, winograd_points(own, own.P, own.Q));
     row = (columns + zeros.before[1] + zeros.behind[1]) * K;
     image = ceil_div((rows + zeros.before[0] + zeros.behind[0]) * row, 16) * 16;
+  }
+
+  // For tiles over the maps of one parity.
+  void reserve(const ConvReLUPoolParams& p, int64_t points) {
+    const int64_t held = points + 1 - winograd_taps(p);
+    for (int axis = 0; axis < 2; axis++) {
+      const int64_t reach = ceil_div(axis == 0 ? p.P : p.Q, held) * held;
+      const int64_t beyond = reach - (axis == 0 ? rows : columns) / 2;
+      zeros.before[axis] = 1;
+      zeros.behind[axis] = std::max(zeros.behind[axis], 2 * beyond + 1);
+    }
   }
 
   // Where the first map begins in memory for some images.
@@ -246,7 +255,7 @@ class Backward {
         parity_(call.parity),
         windows_(call.windows),
         slots_(slots),
-        expanded_(call.whole),
+        expanded_(call),
         sums_weight_(need_weight),
         sums_bias_(need_bias),
         together_(together) {
@@ -451,7 +460,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_relu_backward(
   at_y.grad_y = view(grad_y);
   if (reads.y) at_y.y = view(*y);
 
-  const Expanded expanded(call.whole);
+  const Expanded expanded(call);
   const int64_t image_bytes = expanded.image * call.width();
   const int64_t room_bytes =
       reads.y ? call.whole.K * call.whole.P * call.whole.Q * call.width() : 0;

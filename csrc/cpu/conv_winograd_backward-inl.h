@@ -224,7 +224,7 @@ struct WinogradWeightScratch {
 };
 
 static int64_t winograd_weight_partial_size(const ConvBackwardArgs& a) {
-  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
+  return with_winograd_weight(*a.params, [&](auto x, auto filtering) -> int64_t {
     using X = decltype(x);
     return a.params->groups * WinogradWeightPlan<X, decltype(filtering)>(*a.params).group_size() *
            static_cast<int64_t>(sizeof(typename X::T));
@@ -232,7 +232,7 @@ static int64_t winograd_weight_partial_size(const ConvBackwardArgs& a) {
 }
 
 static int64_t winograd_weight_scratch(const ConvBackwardArgs& a) {
-  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
+  return with_winograd_weight(*a.params, [&](auto x, auto filtering) -> int64_t {
     using F = decltype(filtering);
     const WinogradWeightPlan<decltype(x), F> plan(*a.params);
     return WinogradWeightScratch<decltype(x), F>(*a.params, plan, nullptr).arena.used;
@@ -240,7 +240,7 @@ static int64_t winograd_weight_scratch(const ConvBackwardArgs& a) {
 }
 
 static int64_t winograd_weight_units(const ConvBackwardArgs& a) {
-  return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
+  return with_winograd_weight(*a.params, [&](auto x, auto filtering) -> int64_t {
     return WinogradWeightPlan<decltype(x), decltype(filtering)>(*a.params).tile_rows;
   });
 }
@@ -298,7 +298,7 @@ template <class X, class F>
 
 static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_t row_end,
                             int64_t slot, void* base) {
-  with_winograd(*a.params, [&](auto x, auto filtering) {
+  with_winograd_weight(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
     using F = decltype(filtering);
     const WinogradWeightPlan<X, F> plan(*a.params);
@@ -359,7 +359,7 @@ static void transform_sums(const typename X::T* sums, int64_t plane, int64_t ste
 }
 
 static void winograd_weight_reduce(const ConvBackwardArgs& a, int64_t slots) {
-  with_winograd(*a.params, [&](auto x, auto filtering) {
+  with_winograd_weight(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
     using T = typename X::T;
     using F = decltype(filtering);

@@ -181,15 +181,28 @@ template <class X, int NV, bool kPooled, class F>
   constexpr int kOutputs = F::kOutputs;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, rows = at_row.count;
-  sink.lanes = lanes;
-  RowSink<X> sinks[kOutputs];
+  const int64_t step = p.dilation_h, first_row = at_row.ph0 - part.first_row;
+  const auto exists = [&](int64_t i) {
+    return i < rows && first_row + i * step >= 0 && first_row + i * step < part.params->PH;
+  };
+  // Straight to y, if it takes whole blocks of filters.
+  const bool to_y = writes_to<X>(part.y, lanes, sink.valid);
+  sink.lanes = to_y ? part.y.stride[3] : lanes;
+  RowSink<X> sinks[kOutputs];  // without a row where there is nothing to write
   for (int64_t i = 0; i < kOutputs; i++) {
-    const int64_t ph = at_row.ph0 + i * p.dilation_h;
-    const bool coded = a.codes && i < rows;
     sinks[i] = sink;
-    sinks[i].row = s.out + i * plan.out_width * lanes;
-    sinks[i].codes = coded ? a.codes + (at_row.n * p.PH + ph) * p.PW * p.K + k : nullptr;
+    if (!to_y) {
+      sinks[i].row = s.out + i * plan.out_width * lanes;
+    } else if (exists(i)) {
+      sinks[i].row = at<typename X::T>(part.y, at_row.n, k, first_row + i * step, 0) -
+                     part.first_col * sink.lanes;
+    }
+    const bool coded = a.codes && i < rows;
+    sinks[i].codes =
+        coded ? a.codes + (at_row.n * p.PH + at_row.ph0 + i * step) * p.PW * p.K + k : nullptr;
   }
+  const int64_t begin = to_y ? part.first_col : 0,
+                end = to_y ? begin + part.params->PW : plan.out_width;
   for (int64_t t = 0; t < plan.tiles; t++) {
     const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
     for (int v = 0; v < NV; v++) {
@@ -203,25 +216,27 @@ template <class X, int NV, bool kPooled, class F>
             pool_window(p.pool, sinks[i], window, col0 / 2 + j, v);
           });
         }
-      } else {  // also those that do not exist: there is room, and no code is written
-#pragma GCC unroll 5
+      } else {
+#pragma GCC unroll 7
         for (int i = 0; i < kOutputs; i++) {
-#pragma GCC unroll 5
+          if (!sinks[i].row) continue;
+#pragma GCC unroll 7
           for (int j = 0; j < kOutputs; j++) {
+            const int64_t col = col0 + j * p.dilation_w;
+            if (col < begin || col >= end) continue;
             auto value = o[i][j];
             if (sink.activate_first) value = sink.activated(value, v);
-            sinks[i].put(col0 + j * p.dilation_w, v, value, X::zero());
+            sinks[i].put(col, v, value, X::zero());
           }
         }
       }
     }
   }
-  for (int64_t i = 0; i < rows; i++) {
-    const int64_t ph = at_row.ph0 + i * p.dilation_h - part.first_row;
-    if (ph < 0 || ph >= part.params->PH) continue;
+  for (int64_t i = 0; i < kOutputs && !to_y; i++) {
+    if (!exists(i)) continue;
     write_matrix<X>(sinks[i].row + part.first_col * lanes, lanes, part.y.dtype,
-                    at(part.y, at_row.n, k, ph, 0), part.y.stride[3], part.y.stride[1],
-                    part.params->PW, sink.valid);
+                    at(part.y, at_row.n, k, first_row + i * step, 0), part.y.stride[3],
+                    part.y.stride[1], part.params->PW, sink.valid);
   }
 }
 

@@ -5,9 +5,9 @@
 //   over channels
 //
 // before A. The points are 0, 1, -1, 2, -2 and infinity, for which B does not depend on m and r.
-// F(4x4, 2x2) has the five points 0, 1, -1, 2 and infinity: 25 products, for maps that its tiles
-// cover better. The weight gradient of F(m, r) is F(r, m), whose filter is the tile of output
-// gradients.
+// For maps that their tiles cover better, F(4x4, 2x2) has the five points 0, 1, -1, 2 and infinity,
+// 25 products, and F(7x7, 2x2) eight, with 1/2 and -1/2, 64 products. The weight gradient of
+// F(m, r) is F(r, m), whose filter is the tile of output gradients.
 //
 // Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016
 // (arXiv:1509.09308), sections 4.1 to 4.3.
@@ -27,7 +27,7 @@ struct Filtering {
 inline constexpr int64_t kBatchTiles =
     48;  // of one product, at most, to share a reading of filters
 
-// Calls function(compute type, Filtering) for the tiles of a map of rows x cols outputs.
+// Calls function(compute type, Filtering) for the tiles of a gradient of rows x cols outputs.
 template <class Function>
 static inline auto with_filtering(const ConvReLUPoolParams& p, int64_t rows, int64_t cols,
                                   Function function) {
@@ -39,15 +39,22 @@ static inline auto with_filtering(const ConvReLUPoolParams& p, int64_t rows, int
   return function(F32{}, Filtering<6, 5>{});
 }
 
-// Of the convolution's output, and of its input.
-template <class Function>
-static inline auto with_winograd(const ConvReLUPoolParams& p, Function function) {
-  return with_filtering(p, p.P, p.Q, function);
-}
-
+// Of the gradient at the input, and at the weight.
 template <class Function>
 static inline auto with_winograd_input(const ConvReLUPoolParams& p, Function function) {
   return with_filtering(p, p.H, p.W, function);
+}
+
+template <class Function>
+static inline auto with_winograd_weight(const ConvReLUPoolParams& p, Function function) {
+  return with_filtering(p, p.P, p.Q, function);
+}
+
+// Of the convolution's output.
+template <class Function>
+static inline auto with_winograd(const ConvReLUPoolParams& p, Function function) {
+  if (winograd_forward_points(p) == 8) return function(F32{}, Filtering<8, 2>{});
+  return with_filtering(p, p.P, p.Q, function);
 }
 
 // Tiles of so many channels that are transformed at a time: as many as fit the cache, within
@@ -84,6 +91,22 @@ template <class X, int kPoints>
     o[1] = X::fma(minus2, d[1], a);
     o[2] = X::fma(two, X::sub(d[1], d[2]), a);
     o[4] = X::fma(minus2, o[3], X::sub(d[4], d[2]));
+  } else if constexpr (kPoints == 8) {
+    const V half = X::set1(0.5), quarter = X::set1(0.25), four = X::set1(4);
+    const V c = X::set1(5.25), e = X::set1(-4.25), f = X::set1(-1.25), g = X::set1(-2.5);
+    o[0] = X::fma(c, X::sub(d[4], d[2]), X::sub(d[0], d[6]));
+    o[7] = X::fma(c, X::sub(d[3], d[5]), X::sub(d[7], d[1]));
+    V even = X::fma(e, d[4], X::add(d[2], d[6])), odd = X::fma(e, d[3], X::add(d[1], d[5]));
+    o[1] = X::add(even, odd);
+    o[2] = X::sub(even, odd);
+    even = X::fma(quarter, d[2], X::fma(f, d[4], d[6]));
+    odd = X::fma(half, d[1], X::fma(g, d[3], X::mul(two, d[5])));
+    o[3] = X::add(even, odd);
+    o[4] = X::sub(even, odd);
+    even = X::fma(four, d[2], X::fma(X::set1(-5), d[4], d[6]));
+    odd = X::fma(two, d[1], X::fma(g, d[3], X::mul(half, d[5])));
+    o[5] = X::add(even, odd);
+    o[6] = X::sub(even, odd);
   } else {
     const V minus4 = X::set1(-4), four = X::set1(4), minus5 = X::set1(-5);
     o[0] = X::fma(four, d[0], X::fma(minus5, d[2], d[4]));
@@ -129,6 +152,17 @@ template <class X, int kPoints, int kTaps>
     o[1] = X::mul(X::set1(-0.5), X::add(even, odd));
     o[2] = X::mul(X::set1(-1.0 / 6), X::sub(even, odd));
     o[3] = X::mul(X::set1(1.0 / 6), winograd_doubling<X>(g));
+  } else if constexpr (kPoints == 8) {
+    const auto pair = [&](int first, double scale, const V& even, const V& odd, double point) {
+      const V a = X::mul(X::set1(static_cast<typename X::T>(scale)), even),
+              b = X::mul(X::set1(static_cast<typename X::T>(scale * point)), odd);
+      o[first] = X::add(a, b);
+      o[first + 1] = X::sub(a, b);
+    };
+    o[0] = g[0];
+    pair(1, -2.0 / 9, even, odd, 1);
+    pair(3, 1.0 / 90, winograd_power<X>(g, 0, 4), winograd_power<X>(g, 1, 4), 2);
+    pair(5, 32.0 / 45, winograd_power<X>(g, 0, 0.25), winograd_power<X>(g, 1, 0.25), 0.5);
   } else {
     o[0] = X::mul(X::set1(0.25), g[0]);
     const V even1 = X::mul(X::set1(-1.0 / 6), even), odd1 = X::mul(X::set1(-1.0 / 6), odd);
@@ -150,10 +184,18 @@ template <class X, int kPoints, int kOutputs>
   const V a = X::add(m[1], m[2]), b = X::sub(m[1], m[2]);
   const V c = kPoints == 5 ? m[3] : X::add(m[3], m[4]),
           d = kPoints == 5 ? m[3] : X::sub(m[3], m[4]);
+  // Of the points 1/2 and -1/2, where they are.
+  const V e = kPoints == 8 ? X::add(m[kPoints - 3], m[kPoints - 2]) : X::zero(),
+          f = kPoints == 8 ? X::sub(m[kPoints - 3], m[kPoints - 2]) : X::zero();
   o[0] = X::add(X::add(m[0], a), c);
-#pragma GCC unroll 4
+  if (kPoints == 8) o[0] = X::add(o[0], e);
+#pragma GCC unroll 7
   for (int i = 1; i < kOutputs; i++) {
-    o[i] = X::fma(X::set1(static_cast<typename X::T>(1 << i)), i % 2 ? d : c, i % 2 ? b : a);
+    using T = typename X::T;
+    o[i] = X::fma(X::set1(static_cast<T>(1 << i)), i % 2 ? d : c, i % 2 ? b : a);
+    if (kPoints == 8) {
+      o[i] = X::fma(X::set1(static_cast<T>(1) / static_cast<T>(1 << i)), i % 2 ? f : e, o[i]);
+    }
   }
   o[kOutputs - 1] = X::add(o[kOutputs - 1], m[kPoints - 1]);
 }
@@ -167,7 +209,7 @@ template <class X, int kPoints, bool kWhole, class IO>
   V half[kPoints][kPoints];  // [column][point]
   for (int w = 0; w < kPoints; w++) {
     V column[kPoints];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int h = 0; h < kPoints; h++) {
       const IO* from = in + h * row_step + w * col_step;
       column[h] = kWhole ? X::load(from) : X::load(from, n);
@@ -175,11 +217,11 @@ template <class X, int kPoints, bool kWhole, class IO>
     winograd_input<X>(column, half[w]);
   }
   for (int h = 0; h < kPoints; h++) {
-    V row[kPoints] = {half[0][h], half[1][h], half[2][h], half[3][h], half[4][h]};
-    if constexpr (kPoints == 6) row[5] = half[5][h];
-    V points[kPoints];
+    V row[kPoints], points[kPoints];
+#pragma GCC unroll 8
+    for (int w = 0; w < kPoints; w++) row[w] = half[w][h];
     winograd_input<X>(row, points);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int w = 0; w < kPoints; w++) {
       typename X::T* to = v + (h * kPoints + w) * plane;
       if (kWhole) {
@@ -211,23 +253,23 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
                              int rows, int cols, int n, typename X::T* u, int64_t plane) {
   using V = typename X::V;
   V half[kTaps][kPoints];  // [column][point]
-#pragma GCC unroll 5
+#pragma GCC unroll 7
   for (int s = 0; s < kTaps; s++) {
     V column[kTaps];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int r = 0; r < kTaps; r++) {
       const typename X::T* from = taps + r * row_step + s * col_step;
       column[r] = r >= rows || s >= cols ? X::zero() : kWhole ? X::load(from) : X::load(from, n);
     }
     winograd_filter<X>(column, half[s]);
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int r = 0; r < kPoints; r++) {
     V row[kTaps], points[kPoints];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int s = 0; s < kTaps; s++) row[s] = half[s][r];
     winograd_filter<X>(row, points);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int s = 0; s < kPoints; s++) X::store(u + (r * kPoints + s) * plane, points[s]);
   }
 }
@@ -240,17 +282,17 @@ template <class X, int kPoints, int kOutputs>
   V half[kPoints][kOutputs];
   for (int h = 0; h < kPoints; h++) {
     V row[kPoints];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int w = 0; w < kPoints; w++) row[w] = X::load(m + (h * kPoints + w) * plane);
     winograd_output<X>(row, half[h]);
   }
-#pragma GCC unroll 5
+#pragma GCC unroll 7
   for (int w = 0; w < kOutputs; w++) {
-    V column[kPoints] = {half[0][w], half[1][w], half[2][w], half[3][w], half[4][w]};
-    if constexpr (kPoints == 6) column[5] = half[5][w];
-    V out[kOutputs];
+    V column[kPoints], out[kOutputs];
+#pragma GCC unroll 8
+    for (int h = 0; h < kPoints; h++) column[h] = half[h][w];
     winograd_output<X>(column, out);
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int h = 0; h < kOutputs; h++) o[h][w] = out[h];
   }
 }
@@ -260,9 +302,9 @@ template <class X, int kPoints, int kOutputs>
 template <int kRows, int kCols, class Put>
 [[gnu::always_inline]] static inline void for_each_output(int64_t rows, int64_t cols, Put put) {
   if (rows == kRows && cols == kCols) {
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int i = 0; i < kRows; i++) {
-#pragma GCC unroll 5
+#pragma GCC unroll 7
       for (int j = 0; j < kCols; j++) put(i, j);
     }
   } else {

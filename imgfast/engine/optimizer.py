@@ -54,6 +54,12 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     return [FilterMuon(filters, **rates, layers=config.layers), torch.optim.AdamW(others, **rates)]
 
 
+def zero_grad(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Forget all gradients, without the walk through a model's modules that its own would take."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+
+
 def update(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     """Update every weight once, all at one learning rate."""
     for optimizer in optimizers:
@@ -136,13 +142,12 @@ class MovingAverage(nn.Module):
         self.n_averaged += 1
 
 
-def clip_gradients(model: nn.Module, largest: float) -> None:
-    """:func:`torch.nn.utils.clip_grad_norm_` of a model's gradients, all of which there are.
+def clip_gradients(weights: list[nn.Parameter], largest: float) -> None:
+    """:func:`torch.nn.utils.clip_grad_norm_` of weights that all have gradients.
 
     Where their norm can be read without waiting for a device, gradients that are small enough are
     not multiplied by one.
     """
-    weights = list(model.parameters())
     grads = [weight.grad for weight in weights]
     norm = nn.utils.get_total_norm(grads)
     if not norm.is_cpu:

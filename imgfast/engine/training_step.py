@@ -14,7 +14,7 @@ import imgfast.nn
 from imgfast.data import Augment, ImageSet
 from imgfast.engine.distributed import Processes
 from imgfast.engine.mixing import Mixing, mixed_pictures, mixed_targets
-from imgfast.engine.optimizer import MovingAverage, build_optimizers, update
+from imgfast.engine.optimizer import MovingAverage, build_optimizers, update, zero_grad
 from imgfast.engine.train_config import TrainConfig
 from imgfast.models import Classifier, ClassifierConfig, build_classifier
 
@@ -102,7 +102,7 @@ class TrainingStep:
         images = self.augment(batch, self.generator)
         labels = self.labels[batch.to(self.device)]
         mix = self.mixing.draw(images.shape, self.dice, self.generator)
-        self.model.zero_grad(set_to_none=True)
+        zero_grad(self.optimizers)
         total = None
         for number, (part, weight) in enumerate(self.parts, start=1):
             x = mixed_pictures(images, part, mix, self.data.mean, self.data.std)

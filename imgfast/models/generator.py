@@ -68,7 +68,7 @@ class GeneratorConfig:
     codes: int = 512
     code_size: int = 16
     prior_width: int = 96
-    prior_depth: int = 5
+    prior_depth: int = 4
     prior_heads: int = 3
     prior_threshold: float = 0.5
 

@@ -125,9 +125,11 @@ class Prior(nn.Module):
         """The input at some positions, ``[N, positions, D]``."""
         # A neighbour outside is number -1, the last column.
         padded = F.pad(codes, (0, 1), value=self.codes)
+        around = padded[:, self.neighbours[:, at]].unbind(1)
         x = self.place[at] + self.label(labels).unsqueeze(1)
-        for embedding, places in zip(self.embeddings, self.neighbours, strict=True):
-            x = x + embedding(padded[:, places[at]])
+        for embedding, numbers in zip(self.embeddings, around, strict=True):
+            # index_select is embedding, with a faster gradient.
+            x = x + embedding.weight.index_select(0, numbers.flatten()).view_as(x)
         return x
 
     @torch.no_grad()

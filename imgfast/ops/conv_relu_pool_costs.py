@@ -116,9 +116,14 @@ class Costs:
         return self.products(self._points(sizes), sizes)
 
     def _points(self, sizes) -> int:
-        if self.taps > 2 or 21 * self.products(5, sizes) > 20 * self.products(6, sizes):
+        """As winograd_points and winograd_forward_points: strided filters have no other pass."""
+        if self.taps > 2:
             return 6
-        return 5
+        five, six, eight = (self.products(points, sizes) for points in (5, 6, 8))
+        fewer = 21 * five <= 20 * six
+        if self.stride > 1 and not self.pooled and 10 * eight <= 7 * (five if fewer else six):
+            return 8
+        return 5 if fewer else 6
 
     def _grid(self, sizes) -> tuple[int, int, int]:
         """Outputs a side of a tile, its points, and how many tiles there are."""

@@ -59,8 +59,10 @@ def upsample_conv_relu(
           keeps anyway.
         - Sums of taps and products are float32 for bfloat16 and float16; on CUDA, tensor cores take
           sums of taps rounded to these, which adds about as much error as the output's rounding.
-        - ``"auto"`` takes Winograd's algorithm, F(5 x 5, 2 x 2), where a count of operations says
-          that it pays; its error is as told of :func:`imgfast.conv_relu_pool`.
+        - ``"auto"`` takes Winograd's algorithm, F(4 x 4, 2 x 2) or F(5 x 5, 2 x 2), for x's
+          gradient also F(7 x 7, 2 x 2), where a count of operations says that it pays; its error is
+          as told of :func:`imgfast.conv_relu_pool`, and up to 2e-4 of the root mean square of x's
+          gradient.
         - On CUDA, the first call of each kind is timed both ways and the faster one remembered;
           while that may not be done (graph capture, deterministic algorithms, ``torch.compile``)
           stock runs. float32 factors are rounded to tf32 where torch allows that of convolutions.

@@ -12,7 +12,9 @@ from imgfast.ops.conv_relu_pool import _bind
 from imgfast.ops.conv_relu_pool_costs import Costs, Winograd, taps_inside
 from imgfast.ops.conv_relu_pool_route import spec_of
 
-BOUND = 6e-5  # of the convolution's standard deviation, as the docstring of conv_relu_pool promises
+# Of the convolution's standard deviation, as the docstring of conv_relu_pool promises: of all filters
+# but strided ones without a pool, and of these.
+BOUND, STRIDED_BOUND = 6e-5, 2e-4
 
 
 EVERY_PASS = Winograd.FORWARD | Winograd.INPUT | Winograd.WEIGHT
@@ -32,7 +34,8 @@ def check_value(x, weight, bias, **options):
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(x.dtype, 0.0)
     bare = {k: v for k, v in options.items() if k in ("padding", "groups", "stride", "dilation")}
     conv = F.conv2d(x.double(), weight.double(), **bare)
-    bound = BOUND * conv.std() + rounding * wide.abs()
+    strided = options.get("stride", 1) > 1 and options.get("pool") == "none"
+    bound = (STRIDED_BOUND if strided else BOUND) * conv.std() + rounding * wide.abs()
     assert y.dtype == x.dtype and y.stride() == stock(x, weight, bias, **options).stride()
     worst = ((y.double() - wide).abs() / bound).max().item()
     assert worst <= 1
@@ -123,20 +126,23 @@ def test_filters_that_are_not_square():
     check_value(*normal(r=4, s=3), padding=1)
 
 
-# Two taps: tiles of 4 x 4 from five points, or of 5 x 5 from six where they have fewer products.
-TWO_TAPS = [(7, 7, 5), (8, 8, 5), (9, 10, 6), (16, 12, 5), (13, 29, 6), (5, 5, 6)]
+# Two taps: tiles of 4 x 4 from five points, or of 5 x 5 from six where they have fewer products; of
+# strided filters without a pool also of 7 x 7 from eight.
+TWO_TAPS = [(7, 7, 5, 8), (8, 8, 5, 5), (9, 10, 6, 6), (16, 12, 5, 5), (13, 29, 6, 6), (5, 5, 6, 6)]
+TWO_TAPS += [(6, 7, 5, 8), (21, 21, 6, 8), (20, 6, 5, 5)]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize(("taps", "stride"), [(2, 1), (4, 2)])
-@pytest.mark.parametrize(("height", "width", "points"), TWO_TAPS)
-def test_map_sizes_of_two_taps(height, width, points, taps, stride, window):
+@pytest.mark.parametrize(("height", "width", "points", "strided_points"), TWO_TAPS)
+def test_map_sizes_of_two_taps(height, width, points, strided_points, taps, stride, window):
     """Heights and widths are the convolution's, before the pool."""
     h, w = (size * stride - (stride == 1) for size in (height, width))
     tensors = normal(n=3, c=20, k=19, r=taps, h=h, w=w)
     spec = spec_of(*_bind(padding=1, stride=stride, **window))
     costs = Costs(spec, tensors[0].shape, tensors[1].shape, True)
-    assert tuple(costs.conv) == (height, width) and costs._points(costs.conv) == points
+    expected = strided_points if stride > 1 and window.get("pool") == "none" else points
+    assert tuple(costs.conv) == (height, width) and costs._points(costs.conv) == expected
     check_value(*tensors, padding=1, stride=stride, **window)
     if stride == 1:
         check_gradients(tensors, padding=1, **window)
@@ -146,6 +152,10 @@ def test_packed_weights_of_one_map_do_not_serve_another():
     _, weight, bias = normal(c=20, k=19, r=2)
     for size in (8, 15, 8, 15):
         check_value(torch.randn(2, 20, size - 1, size - 1), weight, bias, padding=1, pool="none")
+    _, weight, bias = normal(c=20, k=19, r=4)
+    for size in (7, 8, 7, 8):
+        x = torch.randn(2, 20, 2 * size, 2 * size)
+        check_value(x, weight, bias, padding=1, stride=2, pool="none")
 
 
 def gradients_of_both(tensors, options, save=True):

@@ -9,7 +9,7 @@ from torch import nn
 import imgfast
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.muon import FilterMuon
-from imgfast.engine.optimizer import MovingAverage, clip_gradients, update
+from imgfast.engine.optimizer import MovingAverage, clip_gradients, update, zero_grad
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.prior import Prior
 
@@ -41,7 +41,8 @@ class PriorStep:
         self.average = MovingAverage(model, config.ema) if config.ema else None
         matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
         kept = {id(weight) for weight in matrices}
-        others = [weight for weight in model.parameters() if id(weight) not in kept]
+        self.weights = list(model.parameters())
+        others = [weight for weight in self.weights if id(weight) not in kept]
         groups = [{"params": others, "weight_decay": 0.0}]
         self.optimizers = []
         if config.optimizer == "muon":
@@ -75,11 +76,11 @@ class PriorStep:
         dropped = (torch.rand(len(batch)) < config.drop_class).to(self.device)
         batch = batch.to(self.device)
         labels = self.labels[batch].masked_fill(dropped, self.model.classes)
-        self.model.zero_grad(set_to_none=True)
+        zero_grad(self.optimizers)
         with autocast(config.amp, self.device):
             loss = code_loss(self.model, self.codes[batch], labels, config.layers)
         loss.backward()
-        clip_gradients(self.model, 1.0)
+        clip_gradients(self.weights, 1.0)
         update(self.optimizers, rate)
         if self.average is not None:
             self.average.update()

@@ -9,7 +9,7 @@ from imgfast.data import ImageSet, normalise
 from imgfast.engine.generation.perceptual import PerceptualLoss
 from imgfast.engine.generation.train_config import GeneratorTrainConfig
 from imgfast.engine.muon import FilterMuon, filters_and_others
-from imgfast.engine.optimizer import MovingAverage, update
+from imgfast.engine.optimizer import MovingAverage, update, zero_grad
 from imgfast.engine.training_step import autocast, epoch_seed
 from imgfast.models.classifier import memory_format
 from imgfast.models.tokenizer import Tokenizer
@@ -81,7 +81,7 @@ class TokenizerStep:
         if self.done == self.start:
             self._start_quantizer()
         x = self._pictures(batch)
-        self.model.zero_grad(set_to_none=True)
+        zero_grad(self.optimizers)
         with autocast(config.amp, self.device):
             y, _, commitment = self.model(x)
             loss = F.mse_loss(y, x) + config.commitment * commitment

@@ -27,7 +27,7 @@ GENERATOR_NETWORK = (
     "prior_threshold",
 )
 # How many pictures a stage is shown where no epochs are given, its fewest epochs and its most.
-_SHOWN = {"tokenizer_epochs": (180_000, 1, 60), "prior_epochs": (60_000, 2, 20)}
+_SHOWN = {"tokenizer_epochs": (120_000, 1, 60), "prior_epochs": (60_000, 2, 20)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GeneratorTrainConfig:
         seed: of the split, the weights, the order, what is dropped and revived.
         epochs: passes over the pictures in the stages of tokenizer and prior, each.
         tokenizer_epochs, prior_epochs: of one stage where it is not to be ``epochs``. Without any,
-            :meth:`resolved` takes 3 and 2 for 60,000 pictures, and for fewer pictures more.
+            :meth:`resolved` takes 2 and 2 for 60,000 pictures, and for fewer pictures more.
         feature_epochs: of the classifier of features. Without ``perceptual`` there is none.
         batch_size, prior_batch_size: pictures in a step, and in one of the prior's stage.
         optimizer: ``muon`` for convolutions of the tokenizer and matrices of the
