@@ -12,8 +12,8 @@ from imgfast.ops.conv_relu_pool import _bind
 from imgfast.ops.conv_relu_pool_costs import Costs, Winograd, taps_inside
 from imgfast.ops.conv_relu_pool_route import spec_of
 
-# Of the convolution's standard deviation, as the docstring of conv_relu_pool promises: of all filters
-# but strided ones without a pool, and of these.
+# Of the convolution's standard deviation, as the docstring of conv_relu_pool promises: of all
+# filters but strided ones without a pool, and of these.
 BOUND, STRIDED_BOUND = 6e-5, 2e-4
 
 
