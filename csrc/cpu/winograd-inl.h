@@ -253,10 +253,10 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
                              int rows, int cols, int n, typename X::T* u, int64_t plane) {
   using V = typename X::V;
   V half[kTaps][kPoints];  // [column][point]
-#pragma GCC unroll 7
+#pragma GCC unroll 5
   for (int s = 0; s < kTaps; s++) {
     V column[kTaps];
-#pragma GCC unroll 7
+#pragma GCC unroll 5
     for (int r = 0; r < kTaps; r++) {
       const typename X::T* from = taps + r * row_step + s * col_step;
       column[r] = r >= rows || s >= cols ? X::zero() : kWhole ? X::load(from) : X::load(from, n);
@@ -266,7 +266,7 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < kPoints; r++) {
     V row[kTaps], points[kPoints];
-#pragma GCC unroll 7
+#pragma GCC unroll 5
     for (int s = 0; s < kTaps; s++) row[s] = half[s][r];
     winograd_filter<X>(row, points);
 #pragma GCC unroll 8
@@ -302,9 +302,9 @@ template <class X, int kPoints, int kOutputs>
 template <int kRows, int kCols, class Put>
 [[gnu::always_inline]] static inline void for_each_output(int64_t rows, int64_t cols, Put put) {
   if (rows == kRows && cols == kCols) {
-#pragma GCC unroll 7
+#pragma GCC unroll 5
     for (int i = 0; i < kRows; i++) {
-#pragma GCC unroll 7
+#pragma GCC unroll 5
       for (int j = 0; j < kCols; j++) put(i, j);
     }
   } else {

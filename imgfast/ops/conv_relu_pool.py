@@ -79,10 +79,10 @@ def conv_relu_pool(
           that many times a stride of up to 4 without one, in forward, and for the gradients of unit
           stride. Its error is larger than the direct one's: on normal data up to 6e-5 of the
           convolution's standard deviation against 3e-6, up to 1e-4 of a gradient's root mean
-          square, and on any data below 5e-6 of a picture's largest sum of ``|x| |weight|``; without
-          a pool a strided filter's are 2e-4 and 1e-5. Of values that are equal but for rounding,
-          any may be the maximum. An infinity or NaN reaches the outputs beside it, within 7
-          dilations of its row and column, that share its tile.
+          square, and on any data below 5e-6 of a picture's largest sum of ``|x| |weight|``; for
+          strided filters of up to two strides, without a pool, 2e-4 and 1e-5. Of values that are
+          equal but for rounding, any may be the maximum. An infinity or NaN reaches the outputs
+          beside it, within 7 dilations of its row and column, that share its tile.
         - On CUDA each new configuration is timed as under ``imgfast.benchmark``, also with torch's
           convolution between kernels of ours, forward, backward or both; the device's time decides,
           among the ways that take not much more of the host than stock. What may not be timed is
