@@ -38,8 +38,8 @@ inline int64_t threads_for(int64_t work) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Packs the weight of a call, by all threads. A byte takes about as long as a multiply-add.
-template <class Args>
-void pack(const cpu::PackedKernel<Args>& kernel, const Args& args) {
+template <class Kernel, class Args>
+void pack(const Kernel& kernel, const Args& args) {
   const int64_t units = kernel.pack_units(args);
   const int64_t grain = std::max<int64_t>(1, kWorthAThread * units / (kernel.pack_size(args) + 1));
   torch::stable::parallel_for(0, units, grain,

@@ -36,8 +36,8 @@ struct GradientStrip {
     const View4& grad = a.grad_y;
     const bool as_it_is = p.pool == Pool::kNone && p.activation == Activation::kNone &&
                           is_computed_as_stored<X>(grad.dtype) && grad.stride[1] == 1;
-    if (as_it_is && holds(grad, 0, p.P, p0, p0 + (count - 1) * p.dilation_h) &&
-        holds(grad, 1, p.Q, q0, q0 + width - 1)) {
+    if (as_it_is && holds(p.P, p0, p0 + (count - 1) * p.dilation_h) &&
+        holds(p.Q, q0, q0 + width - 1)) {
       return {at<T>(grad, n, k0, p0, q0), p.dilation_h * grad.stride[2], grad.stride[3]};
     }
     expand(a, n, k0, p0, count, q0, p.dilation_h);

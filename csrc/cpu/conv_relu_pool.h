@@ -6,36 +6,19 @@
 
 namespace imgfast::cpu {
 
-// Zeros in memory around the maps of a tensor, which may be read: so many rows and columns.
-struct Border {
-  int64_t before[2], behind[2];
-};
-
 // A 4-d tensor in NCHW index order, of any strides (in elements).
 struct View4 {
   void* data;
   int64_t stride[4];
   DType dtype;
-  Border zeros = {};
 };
 
 inline constexpr int64_t kUnitsPerThread = 4;  // so that the last ones finish together
 inline constexpr int64_t kFewFilters = 4;      // at most, for the kernels whose lanes are channels
 inline constexpr int64_t kFilterStep = 32;  // a multiple of the filters that a kernel takes at once
 
-// Calls over the same tiles of x, which are transformed once for all of them; Winograd's alone, and
-// without a pool. A part has its filters and its side of the convolution's output (y, or grad_y and
-// the sums), which it is of the rows and columns from (first_row, first_col) on. All else is that
-// of the call that has the parts.
-template <class Args>
-struct Parts {
-  const Args* parts;
-  int64_t part_count;
-  int64_t first_row, first_col;
-};
-
 // All tensors of a call are of one dtype.
-struct ConvForwardArgs : Parts<ConvForwardArgs> {
+struct ConvForwardArgs {
   const ConvReLUPoolParams* params;
   View4 x;               // [N, C, H, W]
   View4 weight;          // [K, C / groups, R, S]
@@ -48,7 +31,7 @@ struct ConvForwardArgs : Parts<ConvForwardArgs> {
   int64_t unit_filters;  // and its filters, a multiple of kFilterStep, or all of a group
 };
 
-struct ConvBackwardArgs : Parts<ConvBackwardArgs> {
+struct ConvBackwardArgs {
   const ConvReLUPoolParams* params;
   View4 grad_y;          // [N, K, PH, PW]
   View4 y;               // [N, K, PH, PW], or null data where the gradient does not need it

@@ -30,10 +30,9 @@ static inline View4 view_at(const View4& v, int64_t n, int64_t c, int64_t h, int
   return moved;
 }
 
-// Whether rows (axis 0) or columns (axis 1) from first to last are in memory, of a map that has so
-// many: its own, or zeros around it.
-static inline bool holds(const View4& v, int axis, int64_t size, int64_t first, int64_t last) {
-  return first >= -v.zeros.before[axis] && last < size + v.zeros.behind[axis];
+// Whether rows or columns from first to last exist of so many.
+static inline bool holds(int64_t size, int64_t first, int64_t last) {
+  return first >= 0 && last < size;
 }
 
 // Whether `valid` of `lanes` results go to a tensor as they are: whole vectors, channels together.

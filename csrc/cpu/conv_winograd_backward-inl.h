@@ -245,25 +245,23 @@ static int64_t winograd_weight_units(const ConvBackwardArgs& a) {
   });
 }
 
-// Transforms `rows` rows of tiles of the gradient of a group of a part, row by row from `row` on,
+// Transforms `rows` rows of tiles of the gradient of a group, row by row from `row` on,
 // and multiplies x's tiles by them. Sums of the bias on the way.
 template <class X, class F>
-[[gnu::noinline]] static void add_weight_part(const ConvBackwardArgs& part,
-                                              const WinogradWeightPlan<X, F>& plan,
-                                              const WinogradWeightScratch<X, F>& s, int64_t row,
-                                              int64_t rows, int64_t g, int64_t slot) {
+[[gnu::noinline]] static void add_weight(const ConvBackwardArgs& a,
+                                         const WinogradWeightPlan<X, F>& plan,
+                                         const WinogradWeightScratch<X, F>& s, int64_t row,
+                                         int64_t rows, int64_t g, int64_t slot) {
   using T = typename X::T;
   constexpr int kOutputs = F::kOutputs;
-  const ConvReLUPoolParams& p = *part.params;
-  T* sums = static_cast<T*>(part.partial_weight) + (slot * p.groups + g) * plan.group_size();
-  T* bias =
-      part.partial_bias ? static_cast<T*>(part.partial_bias) + slot * p.K + g * plan.K : nullptr;
+  const ConvReLUPoolParams& p = *a.params;
+  T* sums = static_cast<T*>(a.partial_weight) + (slot * p.groups + g) * plan.group_size();
+  T* bias = a.partial_bias ? static_cast<T*>(a.partial_bias) + slot * p.K + g * plan.K : nullptr;
   const int64_t tiles = rows * plan.tiles;
   for (int64_t i = 0; i < rows; i++) {
     const int64_t n = (row + i) / plan.rows.tiles;
     const int64_t p0 = plan.rows.first((row + i) % plan.rows.tiles);
-    const PlacedRows<T> gradient =
-        s.gradient.rows(part, n, g * plan.K, p0 - part.first_row, kOutputs, -part.first_col);
+    const PlacedRows<T> gradient = s.gradient.rows(a, n, g * plan.K, p0, kOutputs, 0);
     for (int64_t r = 0; r < kOutputs && bias; r++) {
       add_bias_gradient<X>(gradient.first + r * gradient.row, s.gradient.width, gradient.position,
                            plan.K, bias);
@@ -311,9 +309,7 @@ static void winograd_weight(const ConvBackwardArgs& a, int64_t row_begin, int64_
                                 plan.rows.first((row + i) % plan.rows.tiles),
                                 s.v + i * plan.tiles * plan.C, plan.v_plane);
         }
-        for_each_part(a, [&](const ConvBackwardArgs& part, int64_t) {
-          add_weight_part<X, F>(part, plan, s, row, rows, g, slot);
-        });
+        add_weight<X, F>(a, plan, s, row, rows, g, slot);
       }
     }
   });

@@ -7,7 +7,7 @@
 // number of bands, counted through all images: its tiles are transformed into V
 // [points^2][tiles][channels]; then for one block of filters after the other, as many small matrix
 // products with U [points^2][channels][lanes] give M [points^2][tiles][lanes], which is
-// transformed, pooled and stored while it is warm. All parts of a call share V.
+// transformed, pooled and stored while it is warm.
 #pragma once
 
 #include "conv_pool-inl.h"
@@ -119,8 +119,7 @@ static int64_t winograd_forward_pack_size(const ConvForwardArgs& a) {
   return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
     using X = decltype(x);
     const WinogradForwardPlan<X, decltype(filtering)> plan(a);
-    return part_count(a) * a.params->groups * plan.group_size() *
-           static_cast<int64_t>(sizeof(typename X::T));
+    return a.params->groups * plan.group_size() * static_cast<int64_t>(sizeof(typename X::T));
   });
 }
 
@@ -139,16 +138,16 @@ static int64_t winograd_forward_units(const ConvForwardArgs& a) {
   });
 }
 
-// A unit is a block of filters of a part and group.
+// A unit is a block of filters of a group.
 static int64_t winograd_forward_pack_units(const ConvForwardArgs& a) {
   return with_winograd(*a.params, [&](auto x, auto filtering) -> int64_t {
     using X = decltype(x);
     const WinogradForwardPlan<X, decltype(filtering)> plan(a);
-    return part_count(a) * a.params->groups * ceil_div(plan.filters, kFilterBlock<X>);
+    return a.params->groups * ceil_div(plan.filters, kFilterBlock<X>);
   });
 }
 
-// Per part and group: U, then the bias, padded with zero filters.
+// Per group: U, then the bias, padded with zero filters.
 static void winograd_forward_pack(const ConvForwardArgs& a, int64_t unit_begin, int64_t unit_end) {
   with_winograd(*a.params, [&](auto x, auto filtering) {
     using X = decltype(x);
@@ -156,24 +155,22 @@ static void winograd_forward_pack(const ConvForwardArgs& a, int64_t unit_begin, 
     const WinogradForwardPlan<X, decltype(filtering)> plan(a);
     const int64_t blocks = ceil_div(plan.filters, kFilterBlock<X>);
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
-      const int64_t block = unit % blocks, group = unit / blocks, g = group % p.groups;
-      const ConvForwardArgs& part = a.parts ? a.parts[group / p.groups] : a;
-      auto* out = static_cast<typename X::T*>(a.packed_weight) + group * plan.group_size();
-      transform_filters<X, decltype(filtering)>(view_at(part.weight, g * plan.K, 0, 0, 0), block,
+      const int64_t block = unit % blocks, g = unit / blocks;
+      auto* out = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
+      transform_filters<X, decltype(filtering)>(view_at(a.weight, g * plan.K, 0, 0, 0), block,
                                                 plan.K, p.C / p.groups, p.R, p.S, p.stride_h, out);
       if (block > 0) continue;
       out += plan.weight_size();
       fill_zero(out, plan.filters);
-      pack_bias<X>(part, g * plan.K, plan.K, out);
+      pack_bias<X>(a, g * plan.K, plan.K, out);
     }
   });
 }
 
 // Transforms, pools in registers or not at all, and writes one row of tiles of one block of
-// filters of a part.
+// filters.
 template <class X, int NV, bool kPooled, class F>
 [[gnu::noinline]] static void finish_in_registers(const ConvForwardArgs& a,
-                                                  const ConvForwardArgs& part,
                                                   const WinogradForwardPlan<X, F>& plan,
                                                   const WinogradForwardScratch<X, F>& s,
                                                   const TileRow& at_row, const typename X::T* m,
@@ -181,28 +178,23 @@ template <class X, int NV, bool kPooled, class F>
   constexpr int kOutputs = F::kOutputs;
   const ConvReLUPoolParams& p = *a.params;
   const int64_t lanes = NV * X::kLanes, rows = at_row.count;
-  const int64_t step = p.dilation_h, first_row = at_row.ph0 - part.first_row;
-  const auto exists = [&](int64_t i) {
-    return i < rows && first_row + i * step >= 0 && first_row + i * step < part.params->PH;
-  };
+  const int64_t step = p.dilation_h;
   // Straight to y, if it takes whole blocks of filters.
-  const bool to_y = writes_to<X>(part.y, lanes, sink.valid);
-  sink.lanes = to_y ? part.y.stride[3] : lanes;
+  const bool to_y = writes_to<X>(a.y, lanes, sink.valid);
+  sink.lanes = to_y ? a.y.stride[3] : lanes;
   RowSink<X> sinks[kOutputs];  // without a row where there is nothing to write
   for (int64_t i = 0; i < kOutputs; i++) {
     sinks[i] = sink;
     if (!to_y) {
       sinks[i].row = s.out + i * plan.out_width * lanes;
-    } else if (exists(i)) {
-      sinks[i].row = at<typename X::T>(part.y, at_row.n, k, first_row + i * step, 0) -
-                     part.first_col * sink.lanes;
+    } else if (i < rows) {
+      sinks[i].row = at<typename X::T>(a.y, at_row.n, k, at_row.ph0 + i * step, 0);
     }
     const bool coded = a.codes && i < rows;
     sinks[i].codes =
         coded ? a.codes + (at_row.n * p.PH + at_row.ph0 + i * step) * p.PW * p.K + k : nullptr;
   }
-  const int64_t begin = to_y ? part.first_col : 0,
-                end = to_y ? begin + part.params->PW : plan.out_width;
+  const int64_t end = to_y ? p.PW : plan.out_width;
   for (int64_t t = 0; t < plan.tiles; t++) {
     const int64_t col0 = plan.columns.first(t), cols = plan.columns.count(col0);
     for (int v = 0; v < NV; v++) {
@@ -223,7 +215,7 @@ template <class X, int NV, bool kPooled, class F>
 #pragma GCC unroll 7
           for (int j = 0; j < kOutputs; j++) {
             const int64_t col = col0 + j * p.dilation_w;
-            if (col < begin || col >= end) continue;
+            if (col >= end) continue;
             auto value = o[i][j];
             if (sink.activate_first) value = sink.activated(value, v);
             sinks[i].put(col, v, value, X::zero());
@@ -232,11 +224,9 @@ template <class X, int NV, bool kPooled, class F>
       }
     }
   }
-  for (int64_t i = 0; i < kOutputs && !to_y; i++) {
-    if (!exists(i)) continue;
-    write_matrix<X>(sinks[i].row + part.first_col * lanes, lanes, part.y.dtype,
-                    at(part.y, at_row.n, k, first_row + i * step, 0), part.y.stride[3],
-                    part.y.stride[1], part.params->PW, sink.valid);
+  for (int64_t i = 0; i < rows && !to_y; i++) {
+    write_matrix<X>(sinks[i].row, lanes, a.y.dtype, at(a.y, at_row.n, k, at_row.ph0 + i * step, 0),
+                    a.y.stride[3], a.y.stride[1], p.PW, sink.valid);
   }
 }
 
@@ -320,37 +310,34 @@ static void winograd_forward(const ConvForwardArgs& a, int64_t unit_begin, int64
         s.image.transform_row(a.x, s.rows[i].n, g, s.rows[i].row,
                               s.v + i * plan.tiles * plan.channels, plan.v_plane);
       }
-      for_each_part(a, [&](const ConvForwardArgs& part, int64_t index) {
-        const auto* weight = static_cast<typename X::T*>(a.packed_weight) +
-                             (index * p.groups + g) * plan.group_size();
-        for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
-          constexpr int NV = decltype(vectors)::kValue;
-          const int64_t lanes = NV * X::kLanes, k = g * plan.K + k0;
-          const RowSink<X> sink{nullptr,
-                                nullptr,
-                                p.K,
-                                0,
-                                min_of(kFilterBlock<X>, plan.K - k0),
-                                weight + plan.weight_size() + k0,
-                                p.activation,
-                                activates_first(p)};
-          for (int64_t i = 0; i < count; i += plan.batch_rows) {
-            const int64_t rows = min_of(plan.batch_rows, count - i);
-            multiply<X, NV, F>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
-                               weight + k0 * F::kPlanes * plan.channels, plan.channels * lanes,
-                               rows * plan.tiles, false, s.m, plan.m_plane);
-            for (int64_t j = 0; j < rows; j++) {
-              const auto* m = s.m + j * plan.tiles * lanes;
-              if (plan.in_tile) {
-                finish_in_registers<X, NV, true>(a, part, plan, s, s.rows[i + j], m, k, sink);
-              } else if (plan.unpooled) {
-                finish_in_registers<X, NV, false>(a, part, plan, s, s.rows[i + j], m, k, sink);
-              } else {
-                finish_in_rows<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
-              }
+      const auto* weight = static_cast<typename X::T*>(a.packed_weight) + g * plan.group_size();
+      for_each_block<X>(plan.filters, [&](auto vectors, int64_t k0) {
+        constexpr int NV = decltype(vectors)::kValue;
+        const int64_t lanes = NV * X::kLanes, k = g * plan.K + k0;
+        const RowSink<X> sink{nullptr,
+                              nullptr,
+                              p.K,
+                              0,
+                              min_of(kFilterBlock<X>, plan.K - k0),
+                              weight + plan.weight_size() + k0,
+                              p.activation,
+                              activates_first(p)};
+        for (int64_t i = 0; i < count; i += plan.batch_rows) {
+          const int64_t rows = min_of(plan.batch_rows, count - i);
+          multiply<X, NV, F>(reduction, s.v + i * plan.tiles * plan.channels, plan.v_plane,
+                             weight + k0 * F::kPlanes * plan.channels, plan.channels * lanes,
+                             rows * plan.tiles, false, s.m, plan.m_plane);
+          for (int64_t j = 0; j < rows; j++) {
+            const auto* m = s.m + j * plan.tiles * lanes;
+            if (plan.in_tile) {
+              finish_in_registers<X, NV, true>(a, plan, s, s.rows[i + j], m, k, sink);
+            } else if (plan.unpooled) {
+              finish_in_registers<X, NV, false>(a, plan, s, s.rows[i + j], m, k, sink);
+            } else {
+              finish_in_rows<X, NV>(a, plan, s, s.rows[i + j], m, k, sink);
             }
           }
-        });
+        }
       });
     }
   });

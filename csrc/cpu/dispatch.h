@@ -10,6 +10,7 @@
 #include "muon.h"
 #include "nearest_code.h"
 #include "neighbour_mix.h"
+#include "upsample_conv_relu.h"
 
 namespace imgfast::cpu {
 
@@ -24,6 +25,7 @@ struct KernelTable {
   MuonKernels muon;
   NearestCodeKernels nearest_code;
   NeighbourMixKernels neighbour_mix;
+  UpsampleConvReLUKernels upsample_conv_relu;
 };
 
 const char* isa_name(Isa isa);

@@ -20,6 +20,8 @@
 #include "muon-inl.h"
 #include "nearest_code-inl.h"
 #include "neighbour_mix-inl.h"
+#include "upsample_backward-inl.h"
+#include "upsample_forward-inl.h"
 
 namespace imgfast::cpu::IMGFAST_ISA {
 
@@ -88,6 +90,15 @@ const KernelTable kTable = {
     .nearest_code = {nearest_code_units, nearest_code_scratch, nearest_code_find},
     .neighbour_mix = {neighbour_mix_scratch, neighbour_mix_forward, neighbour_mix_backward,
                       neighbour_mix_reduce},
+    .upsample_conv_relu =
+        {
+            .forward = {upsample_forward_pack_size, upsample_forward_pack_units,
+                        upsample_forward_pack, upsample_forward_scratch, upsample_forward_units,
+                        upsample_forward},
+            .backward = {upsample_backward_size, upsample_backward_pack_units,
+                         upsample_backward_pack, upsample_backward_size, upsample_backward_scratch,
+                         upsample_backward_units, upsample_backward, upsample_backward_reduce},
+        },
 };
 
 }  // namespace imgfast::cpu::IMGFAST_ISA

@@ -253,10 +253,10 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
                              int rows, int cols, int n, typename X::T* u, int64_t plane) {
   using V = typename X::V;
   V half[kTaps][kPoints];  // [column][point]
-#pragma GCC unroll 5
+#pragma GCC unroll 7
   for (int s = 0; s < kTaps; s++) {
     V column[kTaps];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int r = 0; r < kTaps; r++) {
       const typename X::T* from = taps + r * row_step + s * col_step;
       column[r] = r >= rows || s >= cols ? X::zero() : kWhole ? X::load(from) : X::load(from, n);
@@ -266,7 +266,7 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < kPoints; r++) {
     V row[kTaps], points[kPoints];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int s = 0; s < kTaps; s++) row[s] = half[s][r];
     winograd_filter<X>(row, points);
 #pragma GCC unroll 8
@@ -361,21 +361,28 @@ static void product_tile(const Reduction& reduction, const typename X::T* v,
   }
 }
 
-// m [points^2][count][lanes] (+)= v [points^2] * weight [points^2][terms][lanes], where v is read
-// as the reduction says.
+// m [count][lanes] (+)= v * weight [terms][lanes] of one point, where v is read as the reduction
+// says.
+template <class X, int NV>
+static void multiply_plane(const Reduction& reduction, const typename X::T* v,
+                           const typename X::T* weight, int64_t count, bool add, typename X::T* m) {
+  const int64_t parts = ceil_div(count, X::kTileCols);
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t first = count * part / parts, n = count * (part + 1) / parts - first;
+    const auto product = with_count<X::kTileCols>(
+        n, [](auto tiles) { return product_tile<X, NV, decltype(tiles)::kValue>; });
+    product(reduction, v + first * reduction.col_step, weight, add, m + first * NV * X::kLanes);
+  }
+}
+
+// The same of all points, so many elements apart.
 template <class X, int NV, class F>
 static void multiply(const Reduction& reduction, const typename X::T* v, int64_t v_plane,
                      const typename X::T* weight, int64_t weight_plane, int64_t count, bool add,
                      typename X::T* m, int64_t m_plane) {
-  const int64_t parts = ceil_div(count, X::kTileCols);
   for (int64_t point = 0; point < F::kPlanes; point++) {
-    for (int64_t part = 0; part < parts; part++) {
-      const int64_t first = count * part / parts, n = count * (part + 1) / parts - first;
-      const auto product = with_count<X::kTileCols>(
-          n, [](auto tiles) { return product_tile<X, NV, decltype(tiles)::kValue>; });
-      product(reduction, v + point * v_plane + first * reduction.col_step,
-              weight + point * weight_plane, add, m + point * m_plane + first * NV * X::kLanes);
-    }
+    multiply_plane<X, NV>(reduction, v + point * v_plane, weight + point * weight_plane, count, add,
+                          m + point * m_plane);
   }
 }
 

@@ -33,18 +33,6 @@ struct TileAxis {
   int64_t span(int64_t samples) const { return first(tiles - 1) + (samples - 1) * step + 1; }
 };
 
-// Calls function(part) for the parts of a call, by default the call itself.
-template <class Args, class Function>
-static inline void for_each_part(const Args& a, Function function) {
-  if (!a.parts) return function(a, int64_t{0});
-  for (int64_t i = 0; i < a.part_count; i++) function(a.parts[i], i);
-}
-
-template <class Args>
-static inline int64_t part_count(const Args& a) {
-  return a.parts ? a.part_count : 1;
-}
-
 // Every step-th row (axis 2) or column (axis 3) of an image of `size` of them, among them `first`,
 // which may lie in the padding.
 struct Lattice {
@@ -91,11 +79,11 @@ struct ImageTiles {
     const int64_t h0 = row * stride - p.padding_h, reach = stride * (F::kPoints - 1);
     const int64_t row_step = p.dilation_h * x.stride[2], col_step = p.dilation_w * x.stride[3];
     const int64_t c0 = g * C, last_row = h0 + reach * p.dilation_h + stride - 1;
-    const bool whole_rows = x.stride[1] == 1 && holds(x, 0, p.H, h0, last_row);
+    const bool whole_rows = x.stride[1] == 1 && holds(p.H, h0, last_row);
     bool staged = false;  // all columns
     for (int64_t t = 0; t < columns.tiles; t++, v += channels) {
       const int64_t col = columns.first(t), w0 = col * stride - p.padding_w;
-      if (whole_rows && holds(x, 1, p.W, w0, w0 + reach * p.dilation_w + stride - 1)) {
+      if (whole_rows && holds(p.W, w0, w0 + reach * p.dilation_w + stride - 1)) {
         if (stride == 1) prefetch(view_at(x, n, c0, h0 + F::kPoints * p.dilation_h, w0));
         with_storage<X>(x.dtype, [&](auto io) {
           for (int64_t i = 0; i < stride * stride; i++) {

@@ -71,10 +71,10 @@ class Costs:
         """Of all passes over the dense gradient and the taps that lie inside the image."""
         passes = 3 if self.needs_grad else 1
         pool = self.POOL * self.conv[0] * self.conv[1] if self.pooled else 0
-        return passes * (self.inside * self.channels + pool) * self.images * _lanes(self.filters)
+        return passes * (self.inside * self.channels + pool) * self.images * lanes(self.filters)
 
     def forward(self) -> tuple[float, float]:
-        depth, filters = self.channels * self.stride**2, _lanes(self.filters)
+        depth, filters = self.channels * self.stride**2, lanes(self.filters)
         to_output = self.TO_OUTPUT if self.in_registers else self.TO_ROWS
         winograd = self._winograd(self.conv, depth, filters, self.FROM_IMAGE, to_output)
         winograd += self.READ * -(-self._tiles(self.conv) // self.BATCH) * depth * filters
@@ -85,7 +85,7 @@ class Costs:
         return winograd, 0.9 * direct
 
     def input(self) -> tuple[float, float]:
-        channels = _lanes(self.channels)
+        channels = lanes(self.channels)
         winograd = self._winograd(
             self.map, self.filters, channels, self.FROM_GRADIENT, self.TO_OUTPUT
         )
@@ -96,9 +96,9 @@ class Costs:
         return winograd, self.SPARSE * self._sparse() + sparse * self.area * channels
 
     def weight(self) -> tuple[float, float]:
-        filters = _lanes(self.filters)
+        filters = lanes(self.filters)
         winograd = self._winograd(
-            self.conv, _lanes(self.channels), filters, self.FROM_IMAGE, self.FROM_GRADIENT
+            self.conv, lanes(self.channels), filters, self.FROM_IMAGE, self.FROM_GRADIENT
         )
         winograd += self.SUMS * self.channels * filters
         return winograd, self.SPARSE * self._sparse()
@@ -110,10 +110,6 @@ class Costs:
             block = (points + 1 - self.taps) * step
             products *= size // block * step + min(size % block, step)
         return products
-
-    def fewest_products(self, sizes) -> int:
-        """With the number of points that is chosen."""
-        return self.products(self._points(sizes), sizes)
 
     def _points(self, sizes) -> int:
         """As winograd_points and winograd_forward_points: strided filters have no other pass."""
@@ -136,12 +132,12 @@ class Costs:
 
     def _winograd(self, sizes, channels, filters, of_channel, of_filter) -> float:
         _, points, tiles = self._grid(sizes)
-        transforms = of_channel * _lanes(channels) + of_filter * filters
+        transforms = of_channel * lanes(channels) + of_filter * filters
         return tiles * points * (self.PRODUCT * channels * filters + transforms / 36)
 
     def _sparse(self) -> float:
         gradients = self.images * self.density * self.conv[0] * self.conv[1] * self.filters
-        return gradients * self.area * _lanes(self.channels)
+        return gradients * self.area * lanes(self.channels)
 
 
 def taps_inside(size, outputs, taps, pad, step, stride) -> int:
@@ -154,7 +150,7 @@ def taps_inside(size, outputs, taps, pad, step, stride) -> int:
     return inside
 
 
-def _lanes(count: int) -> int:
+def lanes(count: int) -> int:
     """Whole vectors of 16."""
     return -(-count // 16) * 16
 

@@ -8,8 +8,9 @@ import torch
 from imgfast import _C
 from imgfast.ops import conv_relu_pool_route as conv
 from imgfast.ops import cuda_route
-from imgfast.ops.conv_relu_pool_costs import Costs, Winograd
+from imgfast.ops.conv_relu_pool_costs import Winograd
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
+from imgfast.ops.upsample_conv_relu_costs import backward, forward
 
 ALGORITHMS = ("auto", "direct", "winograd", "stock")
 _HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -209,41 +210,14 @@ def _winograd(spec, dtype, image, batch, weight_shape, needs_grad) -> Winograd:
     passes = Winograd(0)
     if spec.algorithm == "direct" or dtype == torch.float64:
         return passes
-    channels, height, width = image
-    filters = weight_shape[0]
-    parity = _conv((1, 1))
-    # Filters are packed in every call, as for a gradient.
-    own, windows = (
-        Costs(parity, (batch, channels, height + n, width + n), (filters, channels, 2, 2), True)
-        for n in (1, 2)
-    )
-    # All parities share tiles under the condition of csrc/upsample_conv_relu.h.
-    shared = 20 * windows.fewest_products(windows.conv) <= 23 * own.fewest_products(own.conv)
-    windows.FROM_IMAGE = windows.FROM_IMAGE / 4
-    tiled = windows if shared else own
-    costs = {Winograd.FORWARD: (tiled.forward()[0], own.forward()[1])}
+    sizes = batch, *image, weight_shape[0]
+    costs = {Winograd.FORWARD: forward(*sizes)}
     if needs_grad:
-        adjoint = _conv((2, 2))
-        to_x = Costs(
-            adjoint,
-            (batch, filters, 2 * height + 2, 2 * width + 2),
-            (channels, filters, 4, 4),
-            True,
-        )
-        costs |= {
-            Winograd.INPUT: to_x.forward(),
-            Winograd.WEIGHT: (tiled.weight()[0], own.weight()[1]),
-        }
-    for flag, (winograd, direct) in costs.items():
+        costs[Winograd.INPUT | Winograd.WEIGHT] = backward(*sizes)
+    for flags, (winograd, direct) in costs.items():
         if spec.algorithm == "winograd" or winograd < direct:
-            passes |= flag
+            passes |= flags
     return passes
 
 
 _winograd_again = functools.lru_cache(maxsize=1024)(_winograd)
-
-
-def _conv(stride) -> conv.Spec:
-    """A convolution without padding, to count its operations."""
-    one, zero = (1, 1), (0, 0)
-    return conv.Spec(stride, zero, one, 1, "none", "none", one, one, zero, one, False, True, "auto")

@@ -8,6 +8,7 @@ from conv_cases import TOLERANCE, exact, lay_out
 import imgfast
 from imgfast import _C
 from imgfast.ops import cuda_route, timing
+from imgfast.ops import upsample_conv_relu_costs as costs
 from imgfast.ops import upsample_conv_relu_route as route
 from imgfast.ops.upsample_conv_relu_route import Spec
 from imgfast.ops.upsample_conv_relu_stock import upsample_conv_relu_stock
@@ -20,6 +21,9 @@ SHAPES = [  # N, C, H, W, K
     (5, 20, 1, 9, 17),
     (1, 37, 11, 3, 70),
     (1, 16, 64, 64, 8),  # rows in several units, of as many bytes as fit only without padding
+    (2, 24, 8, 4, 20),  # Winograd's tiles of 4 samples, whole
+    (1, 5, 21, 21, 9),  # of 7
+    (150, 4, 7, 7, 5),  # more than are transformed at a time
 ]
 ACTIVATIONS = ["relu", "none", "leaky_relu", "sigmoid", "tanh"]
 # Winograd's error: of a sum of so many products, in units of the largest output.
@@ -88,6 +92,61 @@ def test_values_and_gradients(shape, activation, layout, device):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_by_winograd(shape, activation, layout):
     check(shape, activation, layout, "winograd")
+
+
+def normal(n, c, h, w, k):
+    torch.manual_seed(n + c + h + w + k)
+    x, weight = torch.randn(n, c, h, w), torch.randn(k, c, 3, 3) / (9 * c) ** 0.5
+    return x, weight, torch.randn(n, k, 2 * h, 2 * w)
+
+
+@pytest.mark.parametrize("points, size", [(5, 4), (5, 8), (5, 11), (6, 5), (6, 14), (8, 7), (8, 21)])
+def test_winograds_error_on_normal_data(points, size):
+    assert costs.winograd_points(size, size) == points
+    x, weight, grad_y = normal(8, 32, size, size, 40)
+
+    def run(x, weight):
+        return imgfast.upsample_conv_relu(x, weight, activation="none", algorithm="winograd")
+
+    want = gradients(lambda *t: stock(*t, None, "none"), (x.double(), weight.double()), grad_y)
+    got = gradients(run, (x, weight), grad_y)
+    bound = 2e-4 if points == 8 else 6e-5
+    for g, w in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
+        assert (g - w).abs().max() <= bound * w.std()
+
+
+@pytest.mark.parametrize("scaling", ["channels", "pictures", "offset", "tiny", "huge"])
+@pytest.mark.parametrize("size", [7, 8, 10])
+def test_badly_scaled_inputs(size, scaling):
+    """The error of one picture stays below 1e-5 of the largest sum of |x| |weight| in it."""
+    x, weight, _ = normal(3, 24, size, size, 16)
+    if scaling == "channels":
+        x = x * 10.0 ** torch.linspace(-4, 4, 24).view(1, -1, 1, 1)
+    elif scaling == "pictures":
+        x = x * torch.tensor([1e-8, 1.0, 1e8]).view(-1, 1, 1, 1)
+    else:
+        x = {"offset": x + 1000, "tiny": x * 1e-30, "huge": x * 1e30}[scaling]
+    y = imgfast.upsample_conv_relu(x, weight, activation="none", algorithm="winograd")
+    want = stock(x.double(), weight.double(), None, "none")
+    scale = stock(x.double().abs(), weight.double().abs(), None, "none").amax((1, 2, 3))
+    assert ((y.double() - want).abs().amax((1, 2, 3)) <= 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 24, 7, 7, 20), (2, 8, 5, 6, 24)])
+def test_dtypes_by_winograd(shape, layout, dtype):
+    tensors = make(shape, dtype, layout)
+    grad_y = exact((shape[0], shape[4], 2 * shape[2], 2 * shape[3]), 3)
+    want_y, want = gradients(lambda *t: stock(*t, "none"), widened(tensors), grad_y)
+
+    def run(*t):
+        return imgfast.upsample_conv_relu(*t, activation="none", algorithm="winograd")
+
+    got_y, got = gradients(run, tensors, grad_y)
+    assert got_y.dtype == dtype and all(g.dtype == dtype for g in got)
+    for g, w in zip((got_y, *got), (want_y, *want), strict=True):
+        compare(g, w, 2 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
