@@ -62,9 +62,10 @@ def upsample_conv_relu(
         - Sums of taps and products are float32 for bfloat16 and float16; on CUDA, tensor cores take
           sums of taps rounded to these, which adds about as much error as the output's rounding.
         - ``"auto"`` takes Winograd's algorithm where a count of operations says that it pays, with
-          tiles of 4 x 4, 5 x 5 or 7 x 7 samples of ``x``, whichever cover it best. On normal data its
-          error is up to 6e-5 of the convolution's or a gradient's standard deviation, with tiles of
-          7 x 7 up to 2e-4, and on any data below 1e-5 of a picture's largest sum of ``|x| |weight|``.
+          tiles of 4 x 4, 5 x 5 or 7 x 7 samples of ``x``, whichever cover it best. Its error on
+          normal data is up to 6e-5 of the convolution's or a gradient's standard deviation, with
+          tiles of 7 x 7 up to 2e-4, and on any data below 1e-5 of a picture's largest sum of
+          ``|x| |weight|``.
           An infinity or NaN reaches all outputs that its tile has a part in.
         - On CUDA, the first call of each kind is timed both ways and the faster one remembered;
           while that may not be done (graph capture, deterministic algorithms, ``torch.compile``)

@@ -100,7 +100,9 @@ def normal(n, c, h, w, k):
     return x, weight, torch.randn(n, k, 2 * h, 2 * w)
 
 
-@pytest.mark.parametrize("points, size", [(5, 4), (5, 8), (5, 11), (6, 5), (6, 14), (8, 7), (8, 21)])
+@pytest.mark.parametrize(
+    "points, size", [(5, 4), (5, 8), (5, 11), (6, 5), (6, 14), (8, 7), (8, 21)]
+)
 def test_winograds_error_on_normal_data(points, size):
     assert costs.winograd_points(size, size) == points
     x, weight, grad_y = normal(8, 32, size, size, 40)
