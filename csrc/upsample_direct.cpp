@@ -358,12 +358,8 @@ std::tuple<Tensor, Tensor, Tensor> upsample_direct_backward(const UpsampleConvRe
   at_y.grad_y = view(grad_y);
   if (y) at_y.y = view(*y);
 
-  const int64_t row = call.whole.Q * call.whole.K;
-  const int64_t image_bytes = call.whole.P * row * call.width();
+  const int64_t image_bytes = call.whole.P * call.whole.Q * call.whole.K * call.width();
   const int64_t room_bytes = y ? image_bytes : 0;
-  const auto expand_image = [&](int64_t n, char* image, char* room) {
-    expand(at_y, n, image, row, room);
-  };
   const int64_t threads = threads_for(N * call.whole.PH * work_per_row(call.whole));
   if (N >= threads) {
     // A thread expands a few images, which stay in its cache while all gradients are computed.
@@ -380,7 +376,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_direct_backward(const UpsampleConvRe
         for (int64_t n = N * slot / slots; n < last; n += chunk) {
           const int64_t images = std::min(chunk, last - n);
           for (int64_t i = 0; i < images; i++) {
-            expand_image(n + i, gradient + i * image_bytes, gradient + chunk * image_bytes);
+            expand(at_y, n + i, gradient + i * image_bytes, gradient + chunk * image_bytes);
           }
           if (need_x) backward.run_x(gradient, n, images, scratch);
           if (backward.sums()) backward.run_weights(gradient, n, images, slot, scratch);
@@ -396,7 +392,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_direct_backward(const UpsampleConvRe
   char* gradient = static_cast<char*>(gradients.data_ptr());
   torch::stable::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
-      expand_image(n, gradient + n * image_bytes, gradient + N * image_bytes + n * room_bytes);
+      expand(at_y, n, gradient + n * image_bytes, gradient + N * image_bytes + n * room_bytes);
     }
   });
   const int64_t units = backward.units_of_x(), parts = std::min(units, threads * 2);

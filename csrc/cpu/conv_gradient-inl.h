@@ -187,16 +187,12 @@ struct GradientRows {
   }
 };
 
-static void conv_output_gradient(const ConvBackwardArgs& a, int64_t n, void* out, int64_t row,
-                                 void* room) {
+static void conv_output_gradient(const ConvBackwardArgs& a, int64_t n, void* out, void* room) {
   with_compute(a.grad_y.dtype, [&](auto x) {
     using T = typename decltype(x)::T;
     const ConvReLUPoolParams& p = *a.params;
-    const int64_t together = row == p.Q * p.K ? p.P : 1;
-    for (int64_t h = 0; h < p.P; h += together) {
-      GradientRows<decltype(x)>(static_cast<T*>(out) + h * row, static_cast<T*>(room), p.K)
-          .stage(a, n, 0, h, h + together);
-    }
+    GradientRows<decltype(x)>(static_cast<T*>(out), static_cast<T*>(room), p.K)
+        .stage(a, n, 0, 0, p.P);
   });
 }
 

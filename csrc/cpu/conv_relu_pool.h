@@ -94,9 +94,8 @@ struct ConvReLUPoolKernels {
   PackedKernel<ConvBackwardArgs> input[4];
   SummedKernel weight[4];
   // Without a pool, the gradient at the convolution's output of image n, [P, Q, K] of the compute
-  // type with rows so many elements apart, from that at y; room for P Q K numbers where the
-  // activation is differentiated.
-  void (*output_gradient)(const ConvBackwardArgs&, int64_t n, void* out, int64_t row, void* room);
+  // type, from that at y; room for as many numbers where the activation is differentiated.
+  void (*output_gradient)(const ConvBackwardArgs&, int64_t n, void* out, void* room);
 };
 
 }  // namespace imgfast::cpu

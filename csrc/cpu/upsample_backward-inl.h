@@ -17,8 +17,8 @@ struct UpsampleBackwardPlan {
   static constexpr int64_t kMostBytes = 8 << 20;  // of the tiles of a batch
 
   UpsampleTiles<X, F> tiles;
-  int64_t K, C, channels;  // channels is C rounded up to whole vectors
-  int64_t batch_rows, batch_tiles;
+  int64_t K, C, channels;             // channels is C rounded up to whole vectors
+  int64_t batch_rows;                 // of tiles, at a time
   int64_t g_plane, x_plane, m_plane;  // elements from one point to the next
 
   explicit UpsampleBackwardPlan(const ConvReLUPoolParams& whole)
@@ -30,7 +30,7 @@ struct UpsampleBackwardPlan {
         min_of(6 * K * C / numbers, kMostBytes / (F::kPlanes * numbers * int64_t{sizeof(T)}));
     batch_rows =
         min_of(max_of(1, max_of(2 * X::kTileCols, most) / tiles.columns), whole.N * tiles.rows);
-    batch_tiles = batch_rows * tiles.columns;
+    const int64_t batch_tiles = batch_rows * tiles.columns;
     g_plane = odd_lines(batch_tiles * 4 * K);
     x_plane = odd_lines(batch_tiles * channels);
     m_plane = odd_lines(batch_tiles * channels);
@@ -313,30 +313,21 @@ template <class X, int kPoints>
 static void add_parity_taps(const typename X::T* sums, int64_t slots, int64_t slot_size,
                             int64_t plane, int64_t part_step, int parity,
                             typename X::V (&taps)[3][3]) {
-  using V = typename X::V;
-  V half[kPoints][2];
-  for (int h = 0; h < kPoints; h++) {
-    V row[kPoints];
-    for (int w = 0; w < kPoints; w++) {
-      // What parities share is a gradient at w0 + w1 + w2: even's, and not odd's as well.
-      const bool even = (parity / 2 == 0 || h != kPointOne) && (parity % 2 == 0 || w != kPointOne);
-      const int part = part_of(parity / 2, h) * parts_of(w) + part_of(parity % 2, w);
-      const typename X::T* from = sums + (h * kPoints + w) * plane + part * part_step;
-      row[w] = even ? X::load(from) : X::zero();
-      for (int64_t slot = 1; slot < slots && even; slot++) {
-        row[w] = X::add(row[w], X::load(from + slot * slot_size));
-      }
-    }
-    winograd_output<X>(row, half[h]);
-  }
-  V o[2][2];
-  for (int w = 0; w < 2; w++) {
-    V column[kPoints], out[2];
-    for (int h = 0; h < kPoints; h++) column[h] = half[h][w];
-    winograd_output<X>(column, out);
-    o[0][w] = out[0];
-    o[1][w] = out[1];
-  }
+  typename X::V o[2][2];
+  transform_square<X, kPoints>(
+      [&](int h, int w) {
+        // What parities share is a gradient at w0 + w1 + w2: even's, and not odd's as well.
+        const bool odd_h = parity / 2 == 1, odd_w = parity % 2 == 1;
+        if ((odd_h && h == kPointOne) || (odd_w && w == kPointOne)) return X::zero();
+        const int part = part_of(odd_h, h) * parts_of(w) + part_of(odd_w, w);
+        const typename X::T* from = sums + (h * kPoints + w) * plane + part * part_step;
+        auto sum = X::load(from);
+        for (int64_t slot = 1; slot < slots; slot++) {
+          sum = X::add(sum, X::load(from + slot * slot_size));
+        }
+        return sum;
+      },
+      winograd_output<X, kPoints, 2>, o);
   // Taps up to the parity are those of the sample before.
   for (int r = 0; r < 3; r++) {
     for (int t = 0; t < 3; t++) {

@@ -104,27 +104,12 @@ template <class X, int kPoints>
 [[gnu::always_inline]] static inline void interpolate_tile(const typename X::T* m, int64_t plane,
                                                            int parity_w,
                                                            typename X::V (&o)[kPoints][kPoints]) {
-  using V = typename X::V;
   constexpr int kProducts = Upsampling<kPoints>::kProducts;
-  V half[kPoints][kPoints];  // [point of a row][column]
-  for (int h = 0; h < kPoints; h++) {
-    const typename X::T* from = m + h * kProducts * plane;
-    V row[kPoints];
-#pragma GCC unroll 8
-    for (int w = 0; w < kPoints; w++) {
-      row[w] = X::load(from + product_of<kPoints>(parity_w, w) * plane);
-    }
-    winograd_interpolate<X>(row, half[h]);
-  }
-#pragma GCC unroll 8
-  for (int w = 0; w < kPoints; w++) {
-    V column[kPoints], out[kPoints];
-#pragma GCC unroll 8
-    for (int h = 0; h < kPoints; h++) column[h] = half[h][w];
-    winograd_interpolate<X>(column, out);
-#pragma GCC unroll 8
-    for (int h = 0; h < kPoints; h++) o[h][w] = out[h];
-  }
+  transform_square<X, kPoints>(
+      [&](int h, int w) {
+        return X::load(m + (h * kProducts + product_of<kPoints>(parity_w, w)) * plane);
+      },
+      winograd_interpolate<X, kPoints>, o);
 }
 
 // One row of tiles of one vector of filters and parity: adds up the sums of neighbours, and puts

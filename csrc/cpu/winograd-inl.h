@@ -274,27 +274,36 @@ static void transform_filter(const typename X::T* taps, int64_t row_step, int64_
   }
 }
 
-// The kOutputs x kOutputs sums of one tile and vector of filters, from the planes of m.
-template <class X, int kPoints, int kOutputs>
-[[gnu::always_inline]] static inline void transform_output(const typename X::T* m, int64_t plane,
+// A transform of one dimension, from kPoints to kOutputs, along rows and columns of load(row,
+// column).
+template <class X, int kPoints, int kOutputs, class Load, class Transform>
+[[gnu::always_inline]] static inline void transform_square(Load load, Transform transform,
                                                            typename X::V (&o)[kOutputs][kOutputs]) {
   using V = typename X::V;
   V half[kPoints][kOutputs];
   for (int h = 0; h < kPoints; h++) {
     V row[kPoints];
 #pragma GCC unroll 8
-    for (int w = 0; w < kPoints; w++) row[w] = X::load(m + (h * kPoints + w) * plane);
-    winograd_output<X>(row, half[h]);
+    for (int w = 0; w < kPoints; w++) row[w] = load(h, w);
+    transform(row, half[h]);
   }
-#pragma GCC unroll 7
+#pragma GCC unroll 8
   for (int w = 0; w < kOutputs; w++) {
     V column[kPoints], out[kOutputs];
 #pragma GCC unroll 8
     for (int h = 0; h < kPoints; h++) column[h] = half[h][w];
-    winograd_output<X>(column, out);
-#pragma GCC unroll 7
+    transform(column, out);
+#pragma GCC unroll 8
     for (int h = 0; h < kOutputs; h++) o[h][w] = out[h];
   }
+}
+
+// The kOutputs x kOutputs sums of one tile and vector of filters, from the planes of m.
+template <class X, int kPoints, int kOutputs>
+[[gnu::always_inline]] static inline void transform_output(const typename X::T* m, int64_t plane,
+                                                           typename X::V (&o)[kOutputs][kOutputs]) {
+  transform_square<X, kPoints>([&](int h, int w) { return X::load(m + (h * kPoints + w) * plane); },
+                               winograd_output<X, kPoints, kOutputs>, o);
 }
 
 // Calls put(row, column) for the first rows x cols of kRows x kCols results in registers; all of

@@ -8,9 +8,9 @@ import torch
 from imgfast import _C
 from imgfast.ops import conv_relu_pool_route as conv
 from imgfast.ops import cuda_route
+from imgfast.ops import upsample_conv_relu_costs as costs
 from imgfast.ops.conv_relu_pool_costs import Winograd
 from imgfast.ops.conv_relu_pool_stock import ACTIVATIONS
-from imgfast.ops.upsample_conv_relu_costs import backward, forward
 
 ALGORITHMS = ("auto", "direct", "winograd", "stock")
 _HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -211,10 +211,10 @@ def _winograd(spec, dtype, image, batch, weight_shape, needs_grad) -> Winograd:
     if spec.algorithm == "direct" or dtype == torch.float64:
         return passes
     sizes = batch, *image, weight_shape[0]
-    costs = {Winograd.FORWARD: forward(*sizes)}
+    of_passes = {Winograd.FORWARD: costs.forward(*sizes)}
     if needs_grad:
-        costs[Winograd.INPUT | Winograd.WEIGHT] = backward(*sizes)
-    for flags, (winograd, direct) in costs.items():
+        of_passes[Winograd.INPUT | Winograd.WEIGHT] = costs.backward(*sizes)
+    for flags, (winograd, direct) in of_passes.items():
         if spec.algorithm == "winograd" or winograd < direct:
             passes |= flags
     return passes

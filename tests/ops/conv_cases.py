@@ -16,6 +16,7 @@ TOLERANCE = {  # relative to the largest value
     torch.bfloat16: 2**-8,
     torch.float16: 2**-11,
 }
+SCALINGS = ("channels", "pictures", "offset", "tiny", "huge")
 
 
 def exact(shape, seed, dtype=torch.float32, top=6):
@@ -58,6 +59,15 @@ def lay_out(t, layout):
         view.copy_(t)
         return view
     return t
+
+
+def badly_scaled(x, scaling):
+    """Three pictures, by one of SCALINGS."""
+    if scaling == "channels":
+        return x * 10.0 ** torch.linspace(-4, 4, x.shape[1]).view(1, -1, 1, 1)
+    if scaling == "pictures":
+        return x * torch.tensor([1e-8, 1.0, 1e8]).view(-1, 1, 1, 1)
+    return {"offset": x + 1000, "tiny": x * 1e-30, "huge": x * 1e30}[scaling]
 
 
 def stock(x, weight, bias, **options):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from ops.conv_cases import lay_out, stock
+from ops.conv_cases import SCALINGS, badly_scaled, lay_out, stock
 
 import imgfast
 from imgfast.ops.conv_relu_pool import _bind
@@ -315,7 +315,7 @@ def test_random_dilated_configurations(configuration):
     check_gradients((x, weight, bias), **options)
 
 
-@pytest.mark.parametrize("scaling", ["channels", "pictures", "offset", "tiny", "huge"])
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize(
     ("taps", "stride", "size", "bound"),
     [(3, 1, 20, 5e-6), (5, 1, 20, 5e-6), (7, 2, 20, 5e-6), (4, 2, 12, 1e-5)],
@@ -324,13 +324,7 @@ def test_badly_scaled_inputs(taps, stride, size, bound, scaling):
     """The error of one picture stays below 5e-6 of the largest sum of |x| |w| in it; from eight
     points, as the last ones are, below 1e-5."""
     x, weight, _ = normal(n=3, c=24, h=size, w=size, r=taps)
-    spread = 10.0 ** torch.linspace(-4, 4, 24)
-    if scaling == "channels":
-        x = x * spread.view(1, -1, 1, 1)
-    elif scaling == "pictures":
-        x = x * torch.tensor([1e-8, 1.0, 1e8]).view(-1, 1, 1, 1)
-    else:
-        x = {"offset": x + 1000, "tiny": x * 1e-30, "huge": x * 1e30}[scaling]
+    x = badly_scaled(x, scaling)
     options = {"padding": taps // 2, "stride": stride, "pool": "none", "activation": "none"}
     y = imgfast.conv_relu_pool(x, weight, None, algorithm="winograd", **options)
     want = stock(x.double(), weight.double(), None, **options)

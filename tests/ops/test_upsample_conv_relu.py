@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import TOLERANCE, exact, lay_out
+from conv_cases import SCALINGS, TOLERANCE, badly_scaled, exact, lay_out
 
 import imgfast
 from imgfast import _C
@@ -117,17 +117,12 @@ def test_winograds_error_on_normal_data(points, size):
         assert (g - w).abs().max() <= bound * w.std()
 
 
-@pytest.mark.parametrize("scaling", ["channels", "pictures", "offset", "tiny", "huge"])
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("size", [7, 8, 10])
 def test_badly_scaled_inputs(size, scaling):
     """The error of one picture stays below 1e-5 of the largest sum of |x| |weight| in it."""
     x, weight, _ = normal(3, 24, size, size, 16)
-    if scaling == "channels":
-        x = x * 10.0 ** torch.linspace(-4, 4, 24).view(1, -1, 1, 1)
-    elif scaling == "pictures":
-        x = x * torch.tensor([1e-8, 1.0, 1e8]).view(-1, 1, 1, 1)
-    else:
-        x = {"offset": x + 1000, "tiny": x * 1e-30, "huge": x * 1e30}[scaling]
+    x = badly_scaled(x, scaling)
     y = imgfast.upsample_conv_relu(x, weight, activation="none", algorithm="winograd")
     want = stock(x.double(), weight.double(), None, "none")
     scale = stock(x.double().abs(), weight.double().abs(), None, "none").amax((1, 2, 3))
